@@ -1,0 +1,69 @@
+"""Every error that a user can meet, and the exit code of each branch.
+
+    KdLaunchError               1  never raised itself
+    +-- SpecError               2  spec, cluster file or usage is wrong
+    |   +-- UnknownNameError    2  a run, GPU, model or key that does not exist
+    +-- DoesNotFitError         3  no layout fits; says by how much
+    +-- CheckError              3  preflight found what would fail later
+    +-- SlurmRefusedError       4  Slurm said no; its words are in the message
+    +-- RunFailedError          5  the run ended without its student
+    +-- SlurmSilentError        6  Slurm does not answer
+
+A message says what, where, the value, the legal values and the way out. The command line prints it and exits with
+the code; it never shows a traceback for one of these.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class KdLaunchError(Exception):
+    """Root of the tree."""
+
+    exit_code = 1
+
+
+class SpecError(KdLaunchError):
+    """The spec, the cluster file, an input file or the command line is wrong. May hold several messages, one a line."""
+
+    exit_code = 2
+
+
+class UnknownNameError(SpecError):
+    """A name that nothing answers to."""
+
+
+class DoesNotFitError(KdLaunchError):
+    """No layout of the models on the cluster is possible."""
+
+    exit_code = 3
+
+
+class CheckError(KdLaunchError):
+    """Something was found that would fail inside the job."""
+
+    exit_code = 3
+
+
+class SlurmRefusedError(KdLaunchError):
+    """Slurm refused the job."""
+
+    exit_code = 4
+
+
+class RunFailedError(KdLaunchError):
+    """The run ended, and not because it was done."""
+
+    exit_code = 5
+
+
+class SlurmSilentError(KdLaunchError):
+    """Slurm did not answer in time."""
+
+    exit_code = 6
+
+
+def nearest(name: str, legal: Iterable[str]) -> str:
+    """A clause that suggests the legal name closest to `name`: "; did you mean 'steps'?", or "" when none is close."""
+    close = difflib.get_close_matches(name, list(legal), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

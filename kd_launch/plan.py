@@ -1,0 +1,233 @@
+"""The planner's answer as values: a Plan holds Layouts, a Layout one RoleLayout per role; a job reads a RunPlan.
+
+Field names are those of the JSON that programs read (`plan --json`, plan.json): keys are added, never renamed.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kd_launch.cluster import Cluster
+from kd_launch.errors import SpecError
+from kd_launch.spec import Spec
+
+VALUE = ConfigDict(frozen=True, extra="forbid")
+
+Payload = Literal["hidden_states", "logits", "top_k"]
+Launch = Literal["hetjob", "hetstep", "ranks", "two_steps"]
+
+
+class Role(StrEnum):
+    """What a rank does. `BOTH` on the command line of a colocated rank."""
+
+    TEACHER = "teacher"
+    STUDENT = "student"
+    BOTH = "both"
+
+
+class Interval(BaseModel):
+    """A predicted figure with its uncertainty."""
+
+    model_config = VALUE
+
+    p10: float
+    p50: float
+    p90: float
+
+
+class RoleLayout(BaseModel):
+    """How one role is laid over nodes and GPUs."""
+
+    model_config = VALUE
+
+    pool: str
+    partition: str | None
+    nodes: int
+    gpus_per_node: int
+    """GPUs of this role on each of its nodes."""
+    gpus: int
+    replicas: int
+    fsdp: int
+    tp: int = 1
+    pp: int = 1
+    reshard_after_forward: bool | None = None
+    """Of the student's fsdp; null for the teacher, whose layers are always freed again."""
+    activation_recompute: Literal["none", "full"] | None = None
+    """Of the student; null for the teacher."""
+    micro_batch_size: int
+    """Sequences in one forward."""
+    memory_gib: float
+    """Predicted peak per GPU (per process in a CPU pool)."""
+    memory_limit_gib: float
+    """What a GPU (a process) may use."""
+    memory_parts_gib: dict[str, float] = {}
+    """`memory_gib` by what it holds."""
+
+    @property
+    def data_parallel(self) -> int:
+        """Ranks, or groups of tp * pp ranks, that each work on micro-batches of their own."""
+        return self.replicas * self.fsdp
+
+
+class Layout(BaseModel):
+    """Both roles on a cluster, with what the cost model predicts."""
+
+    model_config = VALUE
+
+    placement: Literal["disjoint", "colocated"]
+    launch: Launch | None
+    """How Slurm starts both roles; null on a local cluster."""
+    shares_nodes: bool
+    """Whether one node holds ranks of both roles."""
+    teacher: RoleLayout
+    student: RoleLayout
+    payload: Payload
+    payload_bytes_per_token: float
+    prefetch: int
+    """Micro-batches that each teacher works ahead; 0 when colocated."""
+    nodes: int
+    gpus: int
+    """Colocated GPUs count once."""
+    global_batch_size: int
+    grad_accumulation_steps: int
+    step_seconds: Interval
+    samples_per_second: float
+    tokens_per_second: float
+    gpu_hours: float
+    """Of the whole run, over all allocated GPUs, idle ones too."""
+    gpus_idle: int
+    """Allocated GPUs without a rank."""
+    teacher_seconds: float
+    student_seconds: float
+    transport_seconds: float
+    limited_by: Literal["teacher", "student", "transport"]
+
+    @property
+    def colocated(self) -> bool:
+        return self.placement == "colocated"
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the run: every GPU of both roles; colocated GPUs hold one rank for both."""
+        return self.student.gpus if self.colocated else self.teacher.gpus + self.student.gpus
+
+    @property
+    def teacher_ranks(self) -> range:
+        """Global ranks of the teacher: the first ones."""
+        return range(self.teacher.gpus)
+
+    @property
+    def student_ranks(self) -> range:
+        """Global ranks of the student: after the teacher's, or the same when colocated."""
+        return range(self.world_size - self.student.gpus, self.world_size)
+
+    def role_of(self, rank: int) -> Role:
+        """The role that global rank `rank` is started with."""
+        if self.colocated:
+            return Role.BOTH
+        return Role.TEACHER if rank in self.teacher_ranks else Role.STUDENT
+
+
+class Inflection(BaseModel):
+    """Where the best regime changes."""
+
+    model_config = VALUE
+
+    quantity: str
+    value: float
+    below: str
+    above: str
+
+
+class Search(BaseModel):
+    """How the choice was found."""
+
+    model_config = VALUE
+
+    evaluated: int
+    rejected: dict[str, int]
+    """Reason -> number of layouts."""
+    seconds: float
+
+
+class Plan(BaseModel):
+    """The planner's whole answer."""
+
+    model_config = VALUE
+
+    name: str
+    chosen: Layout
+    candidates: list[Layout]
+    """Best first."""
+    baseline: Layout
+    """TRL's layout on our engine."""
+    baseline_engine_factor: float
+    """TRL's engine against ours; not in the baseline's numbers."""
+    pareto: list[Layout]
+    """Layouts that no other beats in both step time and GPU-hours; fastest first."""
+    inflections: list[Inflection]
+    why: str
+    warnings: list[str]
+    search: Search
+
+
+class TokenStores(BaseModel):
+    """Folders of prepared sequences (see `tokens`), absolute."""
+
+    model_config = VALUE
+
+    train: str
+    eval: str | None = None
+
+
+class RunPlan(BaseModel):
+    """plan.json of a run folder: all that a rank reads to know what to do."""
+
+    model_config = VALUE
+
+    version: str
+    """The kd-launch that wrote it."""
+    spec: Spec = Field(repr=False)
+    """With absolute paths."""
+    cluster: Cluster = Field(repr=False)
+    layout: Layout
+    tokens: TokenStores | None
+    """null in a dry run, where nothing is prepared."""
+
+
+def read_run_plan(path: Path) -> RunPlan:
+    """Reads plan.json.
+
+    Raises:
+        SpecError: it is missing, or this version cannot read it.
+    """
+    try:
+        return RunPlan.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror or error}; is its folder a kd-launch run?") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise SpecError(f"{path}: {field}: {first['msg']}; was it written by another version of kd-launch?") from error
+
+
+def unsupported_by_runtime(layout: Layout) -> str | None:
+    """What of a layout this version's runtime cannot run, in words; None when it runs.
+
+    The one place that knows; `search` chooses by it and the world refuses by it.
+    """
+    split = {"fsdp": layout.teacher.fsdp, "tp": layout.teacher.tp, "pp": layout.teacher.pp}
+    used = [f"{axis} {degree}" for axis, degree in split.items() if degree > 1]
+    return f"a teacher with {' x '.join(used)}" if used else None
+
+
+def describe_role(role: RoleLayout) -> str:
+    """The axes of a role that exceed 1, such as "2 replicas x tp 4"; "1 GPU" when none does."""
+    axes: Sequence[tuple[str, int]] = (("fsdp", role.fsdp), ("tp", role.tp), ("pp", role.pp))
+    words = [f"{name} {degree}" for name, degree in axes if degree > 1]
+    if role.replicas > 1:
+        words.insert(0, f"{role.replicas} replicas")
+    return " x ".join(words) or "1 replica"

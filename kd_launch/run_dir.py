@@ -1,0 +1,178 @@
+"""Every file name of one run, and writing a file so that it appears whole or not at all."""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from kd_launch.errors import SpecError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one run. Each property is one name; nothing here touches the disk but `attempt_numbers`."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.yaml"
+
+    @property
+    def cluster(self) -> Path:
+        return self.path / "cluster.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def script(self) -> Path:
+        """What was sent: to sbatch, or, on a local cluster, what starts the same ranks."""
+        return self.path / "job.sbatch"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def heartbeats(self) -> Path:
+        return self.path / "heartbeats"
+
+    def heartbeat(self, rank: int) -> Path:
+        return self.heartbeats / f"rank-{rank:05d}.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The finished student in Hugging Face form."""
+        return self.path / "model"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def batch_log(self) -> Path:
+        return self.logs / "batch.log"
+
+    def role_log(self, attempt: int, role: str) -> Path:
+        return self.logs / f"attempt-{attempt}" / f"{role}.log"
+
+    def failure(self, attempt: int) -> Path:
+        return self.path / "failures" / f"attempt-{attempt}.json"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
+    def attempt(self, attempt: int) -> Path:
+        return self.attempts / f"attempt-{attempt}"
+
+    def start_record(self, attempt: int) -> Path:
+        """Written by the first student rank when every rank has joined and training begins."""
+        return self.attempt(attempt) / "start.json"
+
+    def done_record(self, attempt: int) -> Path:
+        """Written by the first student rank when everything, the exported model too, is on disk."""
+        return self.attempt(attempt) / "done.json"
+
+    def end_record(self, attempt: int) -> Path:
+        """Written by whoever started the ranks, when the last one is gone: exit codes, and whether it was cancelled."""
+        return self.attempt(attempt) / "end.json"
+
+    def store_address(self, attempt: int) -> Path:
+        """Where the ranks meet: host, port and a secret of this attempt. Mode 0600."""
+        return self.attempt(attempt) / "store.json"
+
+    def attempt_numbers(self) -> list[int]:
+        """Attempts that were begun, in order."""
+        names = (re.fullmatch(r"attempt-(\d+)", path.name) for path in self.attempts.glob("attempt-*"))
+        return sorted(int(match[1]) for match in names if match)
+
+
+def run_name(name: str, now: datetime) -> str:
+    """`<name>-<UTC time>`, such as quickstart-20260131-235959."""
+    return f"{name}-{now:%Y%m%d-%H%M%S}"
+
+
+def create_run_dir(root: Path, name: str) -> RunDir:
+    """Makes a folder below `root` that did not exist: `name`, else `name`-2, -3, ...
+
+    Raises:
+        SpecError: `root` cannot be made or written.
+    """
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        with suppress(FileExistsError):
+            return make_run_dir(root / f"{name}{suffix}")
+    raise SpecError(f"{root}: a thousand runs are called {name}; set another name in the spec")
+
+
+def make_run_dir(path: Path) -> RunDir:
+    """Makes the folder `path`, which must not exist.
+
+    Raises:
+        FileExistsError: it exists.
+        SpecError: it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir()
+    except FileExistsError:
+        if path.is_dir():
+            raise
+        raise SpecError(f"{path.parent}: is not a folder; set run_root in the cluster file to one") from None
+    except OSError as error:
+        raise SpecError(
+            f"{path}: {error.strerror}; set run_root in the cluster file to a folder you may write"
+        ) from error
+    return RunDir(path)
+
+
+def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Writes a file beside its place and moves it there: a reader sees all of it or nothing."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def write_json(path: Path, value: Mapping[str, object], mode: int = 0o644) -> None:
+    """`write_whole` of one JSON object."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode(), mode)
+
+
+def read_json(path: Path) -> dict[str, object] | None:
+    """The JSON object in a file of the run folder; None where the file is not there (yet)."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise SpecError(f"{path}: holds no JSON object")
+    return value

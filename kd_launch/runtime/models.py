@@ -1,0 +1,232 @@
+"""Models on disk -> modules in memory: the frozen teacher, the student, the teacher's head alone; and the way back."""
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from kd_launch.architecture import from_config
+from kd_launch.errors import SpecError
+from kd_launch.runtime.losses import Head
+from kd_launch.spec import Spec, Student, Teacher, TeacherLayers
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def model_folder(model: str, revision: str | None, where: str) -> Path:
+    """The folder of a model: itself, or the snapshot of a hub id in the cache.
+
+    Raises:
+        SpecError: neither is there.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
+        raise SpecError(
+            f"{where}: '{model}' is no folder and not in the Hugging Face cache; run `kd-launch prepare` first"
+        ) from error
+
+
+def load_config(role: Teacher | Student, where: str) -> Any:
+    """The transformers config of a role's model."""
+    assert role.model is not None
+    folder = model_folder(role.model, role.revision, where)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=role.trust_remote_code)
+
+
+def load_teacher(teacher: Teacher, device: torch.device) -> PreTrainedModel:
+    """The frozen teacher in its dtype and nothing else: no gradients, no optimizer, no float32 copy."""
+    model = _load(teacher, "teacher.model", DTYPES[teacher.dtype])
+    return model.requires_grad_(False).eval().to(device)
+
+
+def _load(role: Teacher | Student, where: str, dtype: torch.dtype) -> PreTrainedModel:
+    assert role.model is not None
+    folder = model_folder(role.model, role.revision, where)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=role.trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise SpecError(f"{where}: {folder}: cannot be loaded: {' '.join(str(error).split())}") from error
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def load_student(spec: Spec) -> PreTrainedModel:
+    """The student in float32 on the CPU, the same on every rank; `parallel` shards it."""
+    student, start = spec.student, spec.student.start_from
+    if isinstance(start, TeacherLayers):
+        return keep_layers(_load(spec.teacher, "teacher.model", torch.float32), start.teacher_layers)
+    if start == "pretrained":
+        return _load(student, "student.model", torch.float32)
+    # Every rank draws the whole model from one seed and keeps its shard: the weights do not depend on the layout.
+    torch.manual_seed(spec.training.seed)
+    model = AutoModelForCausalLM.from_config(
+        load_config(student, "student.model"), dtype=torch.float32, trust_remote_code=student.trust_remote_code
+    )
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def keep_layers(model: PreTrainedModel, kept: tuple[int, ...]) -> PreTrainedModel:
+    """The same model with only some of its layers.
+
+    Raises:
+        SpecError: a layer that the teacher does not have.
+    """
+    layers = decoder_layers(model)
+    if kept[-1] >= len(layers):
+        raise SpecError(
+            f"student.start_from.teacher_layers: names layer {kept[-1]} but the teacher has {len(layers)}, from 0"
+        )
+    chosen = [layers[index] for index in kept]
+    for index, layer in enumerate(chosen):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index  # type: ignore[assignment]
+    del layers[len(chosen) :]
+    for index, layer in enumerate(chosen):
+        layers[index] = layer
+    config = model.config
+    # GPT-2 calls it n_layer; the attribute map makes both names one.
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in kept]
+    return model
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of transformer blocks: the one list of the base model that is as long as the config says."""
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.get_text_config().num_hidden_layers:
+            return module
+    raise SpecError(f"{type(model).__name__}: its layers cannot be found; this architecture is not supported")
+
+
+def head_rules(config: Any) -> tuple[float, float | None] | None:
+    """Scale and soft cap of the logits of an architecture; None where they are not known to be all there is."""
+    text = config.get_text_config()
+    if not from_config(config.to_dict(), "config.json").head_is_known:
+        return None
+    softcap = getattr(text, "final_logit_softcapping", None)
+    scale = float(getattr(text, "logit_scale", None) or 1.0)
+    return scale, None if softcap is None else float(softcap)
+
+
+def head_of(model: PreTrainedModel, where: str) -> Head:
+    """The output head of a loaded model.
+
+    Raises:
+        SpecError: an architecture whose head is not known.
+    """
+    rules = head_rules(model.config)
+    if rules is None:
+        raise SpecError(
+            f"{where}: how a {model.config.model_type} turns hidden states into logits is not known to this version; "
+            "set distillation.payload: logits, or choose a student of another architecture"
+        )
+    embeddings = model.get_output_embeddings()
+    return Head(embeddings.weight, getattr(embeddings, "bias", None), *rules)
+
+
+def load_head(teacher: Teacher, device: torch.device) -> Head:
+    """The teacher's head alone, for a student that receives hidden states: one tensor of the checkpoint is read."""
+    config = load_config(teacher, "teacher.model")
+    rules = head_rules(config)
+    if rules is None:
+        raise SpecError(f"teacher.model: the head of a {config.model_type} is not known; set payload: logits")
+    assert teacher.model is not None
+    folder = model_folder(teacher.model, teacher.revision, "teacher.model")
+    names = weight_files(folder)
+    weight = _find(names, ("lm_head.weight",)) if not config.get_text_config().tie_word_embeddings else None
+    weight = weight or _find(names, ("embed_tokens.weight", "wte.weight"))
+    if weight is None:
+        raise SpecError(f"teacher.model: {folder}: has no lm_head.weight and no embedding")
+    dtype = DTYPES[teacher.dtype]
+    bias = _find(names, ("lm_head.bias",))
+    return Head(
+        _read(names, weight, dtype, device), None if bias is None else _read(names, bias, dtype, device), *rules
+    )
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> safetensors file of a model folder.
+
+    Raises:
+        SpecError: no safetensors, or a damaged file.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            return {name: folder / file for name, file in json.loads(index.read_bytes())["weight_map"].items()}
+        except (ValueError, KeyError, AttributeError) as error:
+            raise SpecError(f"{index}: is damaged: {error}") from error
+    single = folder / "model.safetensors"
+    if not single.exists():
+        raise SpecError(
+            f"{folder}: holds no model.safetensors; only safetensors are read, since other files can run code"
+        )
+    try:
+        with safe_open(single, "pt") as file:
+            return dict.fromkeys(file.keys(), single)
+    except Exception as error:  # safetensors raises its own class, outside of any tree
+        raise SpecError(f"{single}: is damaged: {error}") from error
+
+
+def _find(names: dict[str, Path], endings: tuple[str, ...]) -> str | None:
+    return next((name for name in sorted(names) if name.endswith(endings)), None)
+
+
+def _read(names: dict[str, Path], name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with safe_open(names[name], "pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor.to(device=device, dtype=dtype, copy=True)
+
+
+def export(config: Any, state: dict[str, Tensor], spec: Spec, target: Path) -> None:
+    """Writes the student as `from_pretrained` loads it, tokenizer included; the folder appears when all of it is there.
+
+    Args:
+        config: of the student.
+        state: the whole state in float32, on the CPU.
+        spec: names the dtype and where tokenizer and generation settings come from.
+        target: the folder; replaced only once the new one is complete.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    dtype = DTYPES[spec.student.dtype]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=spec.student.trust_remote_code)
+    model.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True, strict=False)
+    model.tie_weights()
+    source_role = spec.teacher if isinstance(spec.student.start_from, TeacherLayers) else spec.student
+    assert source_role.model is not None
+    source = model_folder(source_role.model, source_role.revision, "student.model")
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    model.save_pretrained(partial)
+    _tokenizer_folder(spec, source).save_pretrained(partial)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.replace(target)
+
+
+def _tokenizer_folder(spec: Spec, source: Path) -> Any:
+    """The student's tokenizer; the teacher's, which is the same, where the student is only a config.json."""
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=spec.student.trust_remote_code)
+    except (OSError, ValueError):
+        folder = model_folder(spec.teacher.model, spec.teacher.revision, "teacher.model")
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.teacher.trust_remote_code)

@@ -1,0 +1,96 @@
+"""The student as one FSDP2 module whose forward ends in the loss.
+
+The loss belongs inside the wrapped root's forward: there the head's weight is whole and in compute dtype, and a
+gradient returned for it is reduced like any other. Calling the inner model from outside would mix sharded and whole
+tensors, or train without any reduction and without an error.
+"""
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import PreTrainedModel
+
+from kd_launch.plan import RoleLayout
+from kd_launch.runtime.losses import ChunkedLoss, Head, LossInputs, Objective, TeacherSignal
+from kd_launch.runtime.models import decoder_layers, head_of
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The sequences of one item on this rank's device."""
+
+    ids: Tensor
+    """[b, s]."""
+    positions: Tensor
+    """[b, s], of each token within its document: a restart marks a new one."""
+    index: Tensor
+    """[n], the flat positions of the loss tokens."""
+    labels: Tensor
+    """[n], the token after each loss token."""
+
+
+def last_hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """The last hidden states [n, h] of the loss tokens, from a base model without a head.
+
+    transformers tells documents apart by the restarts of the positions, as long as there is no mask and no cache.
+    """
+    output = model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False)
+    hidden: Tensor = output.last_hidden_state
+    return hidden.flatten(0, 1)[batch.index]
+
+
+class DistilledStudent(nn.Module):
+    """The student and its loss; nothing else calls the model."""
+
+    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self._objective = objective
+        self._rules = replace(head_of(model, "student.model"), weight=torch.empty(0), bias=None)
+
+    def forward(self, batch: MicroBatch, signal: TeacherSignal, scale: float, evaluate: bool) -> tuple[Tensor, Tensor]:
+        """The scaled loss [] of a micro-batch, and `losses.STATISTICS` summed over its loss tokens."""
+        hidden = last_hidden_states(self.model.base_model, batch)
+        embeddings = self.model.get_output_embeddings()
+        inputs = LossInputs(signal, batch.labels, self._objective, scale, self._head, evaluate)
+        loss, statistics = ChunkedLoss.apply(hidden, embeddings.weight, getattr(embeddings, "bias", None), inputs)  # type: ignore[no-untyped-call]
+        return loss, statistics
+
+    def _head(self, weight: Tensor, bias: Tensor | None) -> Head:
+        return replace(self._rules, weight=weight, bias=bias)
+
+
+def shard_student(
+    model: PreTrainedModel, objective: Objective, layout: RoleLayout, mesh: DeviceMesh, dtype: torch.dtype
+) -> DistilledStudent:
+    """Wraps the student: float32 master weights, compute in `dtype`, gradients reduced in float32."""
+    if layout.activation_recompute == "full":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.config.use_cache = False
+    model.train()
+    student = DistilledStudent(model, objective)
+    mixed = dtype != torch.float32
+    policy = MixedPrecisionPolicy(dtype if mixed else None, torch.float32 if mixed else None)
+    reshard = bool(layout.reshard_after_forward)
+    for layer in decoder_layers(model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(student, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    return student
+
+
+def reduce_gradients(student: nn.Module, now: bool) -> None:
+    """Whether the next backward reduces gradients over ranks, or keeps them for a later one to reduce them all."""
+    assert isinstance(student, FSDPModule)
+    student.set_requires_gradient_sync(now)
+    student.set_is_last_backward(now)
+
+
+def whole_state(student: DistilledStudent) -> dict[str, Tensor]:
+    """The model's state on the CPU of the first student, under the names of the unwrapped model; empty on others."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, Tensor], get_model_state_dict(student.model, options=options))
