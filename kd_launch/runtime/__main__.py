@@ -36,7 +36,7 @@ def run_rank(run_dir: RunDir, role: Role, environment: Environment, make_optimiz
     check_place(environment, run, role)
     progress = Progress(unit="micro-batches" if role is Role.TEACHER else "steps", total=0)
     progress.wait_for("the other ranks")
-    heartbeat = Heartbeat(run_dir, environment.rank, role, progress, environment.launcher == "submitit")
+    heartbeat = Heartbeat(run_dir, environment.rank, role, progress, environment.launcher_pid)
     heartbeat.start()
     world = join(environment, run, run_dir, role)
     batches = Batches(run, world.device)
@@ -84,7 +84,7 @@ def _run_student(
 def _payload_source(world: World, run: RunPlan, batches: Batches, form: PayloadForm) -> PayloadSource:
     head: Head | None = load_head(run.spec.teacher, world.device) if form.kind == "hidden_states" else None
     if run.layout.colocated:
-        return ColocatedTeacher(load_frozen_teacher(run, form, world.device), form, head)
+        return ColocatedTeacher(load_frozen_teacher(run, form, world.device), batches, form, head)
     return RemoteTeacher(world, run, batches, form, head)
 
 

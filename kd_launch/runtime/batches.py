@@ -25,6 +25,7 @@ class Batches:
         self._device = device
         self.schedule = schedule_of(run, *(len(store) for store in self._stores.values()))
         self._order = self.schedule.order()
+        self._text_alone = run.spec.distillation.cross_entropy_weight == 1.0
 
     def rows(self, item: Item) -> Rows:
         """The sequences of an item, possibly none."""
@@ -54,11 +55,16 @@ class Batches:
         arrays = (rows.ids, rows.positions, index, labels)
         return MicroBatch(*(torch.from_numpy(array.astype(np.int64)).to(self._device) for array in arrays))
 
+    def needs_teacher(self, item: Item) -> bool:
+        """Whether anything of the loss on this item comes from the teacher: not when training on the text alone."""
+        return len(item.rows) > 0 and not (self._text_alone and item.kind == "train")
+
     def stamp(self, item: Item, attempt: int, kind: Kind) -> Stamp:
         """What a payload for this item must say of itself."""
         rows = self.rows(item)
+        tokens = int(np.count_nonzero(rows.loss)) if self.needs_teacher(item) else 0
         checksum = zlib.crc32(rows.loss.tobytes(), zlib.crc32(rows.ids.tobytes()))
-        return Stamp(attempt, item.number, int(np.count_nonzero(rows.loss)), checksum, kind)
+        return Stamp(attempt, item.number, tokens, checksum, kind)
 
     def first_checksum(self) -> int:
         """Of the first step's first sequences: differs where two ranks see different data."""

@@ -33,12 +33,14 @@ class PayloadSource(Protocol):
 class ColocatedTeacher:
     """Computes each payload on the student's own rank."""
 
-    def __init__(self, teacher: FrozenTeacher, form: PayloadForm, head: Head | None) -> None:
-        self._teacher, self._form, self._head = teacher, form, head
+    def __init__(self, teacher: FrozenTeacher, batches: Batches, form: PayloadForm, head: Head | None) -> None:
+        self._teacher, self._batches, self._form, self._head = teacher, batches, form, head
         self.student_waited = self.teacher_waited = 0.0
 
-    def take(self, item: Item, batch: MicroBatch) -> Payload:  # noqa: ARG002 - the receiver needs the item
-        return open_payload(self._form, self._teacher.payload(batch), self._head)
+    def take(self, item: Item, batch: MicroBatch) -> Payload:
+        needed = self._batches.needs_teacher(item)
+        parts = self._teacher.payload(batch) if needed else self._form.empty(batch.ids.device)
+        return open_payload(self._form, parts, self._head)
 
     def release(self) -> None:
         """Nothing is held."""

@@ -21,6 +21,8 @@ class Environment:
     """Ranks on this node."""
     attempt: int
     """Of the run, from 1."""
+    launcher_pid: int | None = None
+    """The process whose end this rank must not outlive, where the launcher names one."""
 
 
 # Variables of each launcher: rank, world size, local rank. The first launcher whose rank is set counts: torchrun's
@@ -45,7 +47,10 @@ def read_environment(variables: Mapping[str, str]) -> Environment:
             if rank >= world:
                 raise SpecError(f"{rank_name} is {rank} but {world_name} is {world}; ranks count from 0")
             local = _number(variables, local_name)
-            return Environment(launcher, rank, world, local, _local_world_size(variables, launcher, world), attempt)
+            parent = _number(variables, "SUBMITIT_LOCAL_JOB_ID") if launcher == "submitit" else None
+            return Environment(
+                launcher, rank, world, local, _local_world_size(variables, launcher, world), attempt, parent
+            )
     return Environment("single", 0, 1, 0, 1, attempt)
 
 

@@ -47,10 +47,10 @@ class Progress:
 class Heartbeat(threading.Thread):
     """Writes this rank's sign of life every two seconds, and ends the process when its launcher is gone."""
 
-    def __init__(self, run_dir: RunDir, rank: int, role: Role, progress: Progress, watch_parent: bool) -> None:
+    def __init__(self, run_dir: RunDir, rank: int, role: Role, progress: Progress, launcher_pid: int | None) -> None:
         super().__init__(name="heartbeat", daemon=True)
         self._path, self._rank, self._role, self.progress = run_dir.heartbeat(rank), rank, role, progress
-        self._parent = os.getppid() if watch_parent else None
+        self._launcher = launcher_pid
         self._ended = threading.Event()
         run_dir.heartbeats.mkdir(exist_ok=True)
 
@@ -59,7 +59,7 @@ class Heartbeat(threading.Thread):
             self._beat()
             if self._ended.wait(HEARTBEAT_SECONDS):
                 return
-            if self._parent is not None and os.getppid() != self._parent:
+            if self._launcher is not None and os.getppid() != self._launcher:
                 # An orphan would hold GPUs that nobody counts any more.
                 os._exit(1)
 
@@ -76,8 +76,16 @@ class Heartbeat(threading.Thread):
 
 
 # How torch words a connection that another rank's end has broken.
-_LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "connect failure",
-              "ncclremoteerror", "connection was likely closed", "timed out waiting")  # fmt: skip
+_LOST_PEER = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "broken pipe",
+    "socket closed",
+    "connect failure",
+    "ncclremoteerror",
+    "connection was likely closed",
+    "timed out waiting",
+)
 
 
 def lost_a_peer(error: BaseException) -> bool:

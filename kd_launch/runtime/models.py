@@ -117,12 +117,8 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 def head_rules(config: Any) -> tuple[float, float | None] | None:
     """Scale and soft cap of the logits of an architecture; None where they are not known to be all there is."""
-    text = config.get_text_config()
-    if not from_config(config.to_dict(), "config.json").head_is_known:
-        return None
-    softcap = getattr(text, "final_logit_softcapping", None)
-    scale = float(getattr(text, "logit_scale", None) or 1.0)
-    return scale, None if softcap is None else float(softcap)
+    architecture = from_config(config.to_dict(), "config.json")
+    return (architecture.logit_scale, architecture.logit_softcap) if architecture.head_is_known else None
 
 
 def head_of(model: PreTrainedModel, where: str) -> Head:
@@ -209,14 +205,17 @@ def export(config: Any, state: dict[str, Tensor], spec: Spec, target: Path) -> N
     dtype = DTYPES[spec.student.dtype]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=spec.student.trust_remote_code)
-    model.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True, strict=False)
+    model.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
     model.tie_weights()
     source_role = spec.teacher if isinstance(spec.student.start_from, TeacherLayers) else spec.student
     assert source_role.model is not None
     source = model_folder(source_role.model, source_role.revision, "student.model")
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(source)
+    # transformers writes on global rank 0 only, without a word on others; here that is a teacher.
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
     model.save_pretrained(partial)
+    assert (partial / "config.json").exists(), "transformers wrote no model"
     _tokenizer_folder(spec, source).save_pretrained(partial)
     if target.exists():
         shutil.rmtree(target)

@@ -6,13 +6,12 @@ tensors, or train without any reduction and without an error.
 """
 
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from kd_launch.plan import RoleLayout
@@ -90,7 +89,14 @@ def reduce_gradients(student: nn.Module, now: bool) -> None:
     student.set_is_last_backward(now)
 
 
-def whole_state(student: DistilledStudent) -> dict[str, Tensor]:
-    """The model's state on the CPU of the first student, under the names of the unwrapped model; empty on others."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, Tensor], get_model_state_dict(student.model, options=options))
+def whole_state(student: DistilledStudent, keep: bool) -> dict[str, Tensor]:
+    """The model's whole state on the CPU, under the names of the unwrapped model, where `keep`; else nothing.
+
+    All student ranks must call it. Torch's own `get_model_state_dict` gives it to global rank 0, which is a teacher.
+    """
+    state: dict[str, Tensor] = {}
+    for name, value in student.model.state_dict().items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if keep:
+            state[name] = whole.detach().cpu()
+    return state

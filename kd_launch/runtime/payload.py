@@ -43,6 +43,10 @@ class PayloadForm:
         k = min(self.top_k, self.vocabulary)
         return [((tokens, k), torch.int32), ((tokens, k), torch.float32), ((tokens,), torch.float32)]
 
+    def empty(self, device: torch.device) -> list[Tensor]:
+        """The tensors of a payload without loss tokens: a teacher need not compute it."""
+        return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in self.parts(0)]
+
     def message_bytes(self, tokens: int) -> int:
         """Bytes of a message, its stamp included."""
         return STAMP_BYTES + sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.parts(tokens))

@@ -173,7 +173,7 @@ class Trainer:
 
 def finish(world: World, run: RunPlan, run_dir: RunDir, student: DistilledStudent) -> None:
     """Gathers the trained weights and writes the model; returns on every rank when it is on disk."""
-    state = whole_state(student)
+    state = whole_state(student, keep=world.is_first_student)
     if world.is_first_student:
         export(student.model.config, state, run.spec, run_dir.model)
     dist.barrier(group=world.student_group)

@@ -72,14 +72,9 @@ def teach(
     for item in batches.items_of_teacher(world.role_rank):
         stamp = batches.stamp(item, world.attempt, form.kind)
         parcel = Parcel(item.number, students[item.student], stamp)
-        parts = teacher.payload(batches.micro_batch(item)) if stamp.tokens else _empty(form, world.device)
+        parts = teacher.payload(batches.micro_batch(item)) if stamp.tokens else form.empty(world.device)
         progress.wait_for(f"rank {parcel.peer} to take micro-batch {item.number}")
         sender.send(parcel, parts)
         progress.wait_for(None)
         progress.done += 1
     sender.drain()
-
-
-def _empty(form: PayloadForm, device: torch.device) -> list[Tensor]:
-    """The payload of a micro-batch without loss tokens: the teacher need not compute it."""
-    return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in form.parts(0)]

@@ -100,7 +100,9 @@ def make_layout(
     )  # fmt: skip
 
 
-def make_run(folder: Path, layout: Layout, teacher: Path, student: Path, tokens: TokenStores, **overrides: Any) -> RunDir:
+def make_run(
+    folder: Path, layout: Layout, teacher: Path, student: Path, tokens: TokenStores, **overrides: Any
+) -> RunDir:
     """A run folder as `submit` leaves it. Overrides are dotted spec keys with "__" for ".": training__steps=20."""
     folder.mkdir(parents=True)
     spec = {

@@ -1,0 +1,111 @@
+"""The constants of the cost formulas, read from the catalog's cost_model.yaml."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib import resources
+from typing import Any
+
+import yaml
+
+MICRO = 1e-6
+GB = 1e9
+GIB = 2**30
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Knee:
+    """How a matrix product's speed rises with one of its sizes."""
+
+    knee: float
+    gain: float
+
+    def share(self, size: float) -> float:
+        """Of full speed."""
+        return min(1.0, self.gain * size / (size + self.knee))
+
+
+@dataclass(frozen=True)
+class TimeConstants:
+    """See cost_model.yaml."""
+
+    kernel_us: float
+    elementwise_kernels: int
+    gemm_rows: Knee
+    gemm_columns: Knee
+    loss_bytes: float
+    fused_loss_bytes: float
+    p10: float
+    p90: float
+    coupling_us: float
+
+
+@dataclass(frozen=True)
+class LinkConstants:
+    """See cost_model.yaml."""
+
+    ramp_inside_us: float
+    ramp_between_us: float
+    latency_us: float
+    hop_us: float
+    pair_us: float
+    cpu_us: float
+    efficiency: float
+    network_gb_per_s: float
+    foreign_gb_per_s: float
+
+
+@dataclass(frozen=True)
+class MemoryConstants:
+    """See cost_model.yaml."""
+
+    usable: float
+    context_gib: float
+    cpu_context_gib: float
+    cpu_gib: float
+    activations: float
+    teacher_activations: float
+    loss_chunk_mib: float
+    cpu_loss_chunk_mib: float
+    loss_buffers: int
+    state_bytes: int
+    gradient_bytes: int
+
+
+@dataclass(frozen=True)
+class BaselineConstants:
+    """See cost_model.yaml."""
+
+    engine: str
+    master_bytes: int
+    loss_bytes: float
+
+
+@dataclass(frozen=True)
+class Constants:
+    """All of them; tests and a calibration may build others."""
+
+    time: TimeConstants
+    links: LinkConstants
+    memory: MemoryConstants
+    baseline: BaselineConstants
+
+
+@functools.cache
+def load_constants() -> Constants:
+    """The shipped constants."""
+    text = resources.files("kd_launch.catalog").joinpath("cost_model.yaml").read_text(encoding="utf-8")
+    tables: Mapping[str, Mapping[str, Any]] = yaml.safe_load(text)
+    time = dict(tables["time"])
+    time |= {name: Knee(**time[name]) for name in ("gemm_rows", "gemm_columns")}
+    return Constants(
+        time=_read(TimeConstants, time),
+        links=_read(LinkConstants, tables["links"]),
+        memory=_read(MemoryConstants, tables["memory"]),
+        baseline=_read(BaselineConstants, tables["baseline"]),
+    )
+
+
+def _read(kind: type[Any], table: Mapping[str, Any]) -> Any:
+    return kind(**{field.name: table[field.name] for field in fields(kind)})

@@ -1,0 +1,129 @@
+"""Bytes that a rank holds: by role, by part, and split in what stays (resident) and what comes and goes (transient)."""
+
+from typing import NamedTuple
+
+from kd_launch.architecture import Architecture
+from kd_launch.cost.compute import loss_chunk_rows
+from kd_launch.cost.setting import Setting, Site, Sizes, StudentDegrees, TeacherDegrees
+from kd_launch.plan import Payload
+
+Parts = dict[str, float]
+
+
+class Memory(NamedTuple):
+    """Bytes by part. Ranks of both roles hold both residents, but only one role's transients at a time."""
+
+    resident: Parts
+    transient: Parts
+
+    @property
+    def total(self) -> float:
+        return sum(self.resident.values()) + sum(self.transient.values())
+
+
+def stage_parameters(sizes: Sizes, layers: int, pp: int) -> float:
+    """Of the largest pipeline stage: its layers, and at one end the embedding, at the other the head."""
+    if pp == 1:
+        return sizes.all
+    return sizes.layers * -(-layers // pp) / layers + sizes.head
+
+
+def activation_bytes_per_token(model: Architecture, width: int) -> float:
+    """Of one layer, as its backward needs them: inputs of norms, projections, attention and MLP (arXiv 2205.05198)."""
+    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    sparse = model.sparse_layers / model.layers
+    experts = model.experts_per_token * model.expert_intermediate + model.shared_expert_intermediate
+    mlp = (1 - sparse) * model.intermediate + sparse * experts
+    norms, attention = 2 * model.hidden, model.hidden + 2 * queries + 2 * keys
+    return width * (norms + attention + (3 if model.gated_mlp else 2) * mlp)
+
+
+def teacher_memory(setting: Setting, degrees: TeacherDegrees, tokens: int) -> Memory:
+    """The frozen teacher: its share of the weights, gathered units under fsdp, one layer's transients.
+
+    A frozen root stays gathered through the forward, with two layers: one at work, one on its way.
+    """
+    model, sizes, width = setting.teacher, setting.teacher_sizes, setting.teacher_width
+    weights = width * stage_parameters(sizes, model.layers, degrees.pp) / (degrees.fsdp * degrees.tp)
+    gathered = 0.0
+    if degrees.fsdp > 1:
+        root = sizes.root if degrees.pp == 1 else sizes.head
+        gathered = width * (root + 2 * sizes.layer) / degrees.tp
+    mlp = max(model.intermediate, model.experts_per_token * model.expert_intermediate)
+    layer = width / 2 * tokens * (12 * model.hidden + 6 * mlp / degrees.tp)
+    activations = setting.constants.memory.teacher_activations * layer + width * tokens * model.hidden
+    return Memory({"weights": weights}, {"gathered weights": gathered, "activations": activations})
+
+
+def teacher_buffer_bytes(setting: Setting, degrees: TeacherDegrees, tokens: int, payload: Payload) -> float:
+    """Per micro-batch that the teacher may work ahead: the payload and the copy that is being sent, over tp stripes."""
+    return 2 * tokens * setting.payload_bytes_per_token(payload) / degrees.tp
+
+
+def student_buffer_bytes(setting: Setting, tokens: int, payload: Payload) -> float:
+    """Per micro-batch that may arrive ahead."""
+    return tokens * setting.payload_bytes_per_token(payload)
+
+
+def student_memory(
+    setting: Setting,
+    site: Site,
+    degrees: StudentDegrees,
+    tokens: int,
+    accumulation: int,
+    payload: Payload,
+    *,
+    holds_head: bool,
+) -> Memory:
+    """The trained student; `tokens` of one micro-batch.
+
+    holds_head: it keeps a copy of the teacher's head to turn hidden states into logits (payload hidden_states only).
+    """
+    constants, model, width = setting.constants.memory, setting.student, setting.student_width
+    resident = {
+        "training state": constants.state_bytes * setting.student_sizes.all / degrees.fsdp,
+        # until the last micro-batch gradients are kept whole, then reduced once per step
+        "unsharded gradients": _unsharded_gradients(setting, degrees, accumulation),
+        "head gradient": _head_gradient_width(width) * setting.vocabulary * model.hidden,
+    }
+    if payload == "hidden_states" and holds_head:
+        resident["teacher head"] = float(setting.teacher_width * setting.vocabulary * setting.teacher.hidden)
+    return Memory(
+        resident,
+        {
+            "gathered weights": float(width * _gathered_parameters(setting.student_sizes, degrees)),
+            "activations": _activations(setting, degrees, tokens),
+            "loss buffers": loss_buffer_bytes(setting, site, tokens),
+        },
+    )
+
+
+def _head_gradient_width(width: int) -> float:
+    """The float32 sum over the chunks, and the product that is added to it, in compute dtype."""
+    return 4.0 if width == 4 else 4.0 + width
+
+
+def _unsharded_gradients(setting: Setting, degrees: StudentDegrees, accumulation: int) -> float:
+    if degrees.fsdp == 1 or accumulation == 1:
+        return 0.0
+    return setting.constants.memory.gradient_bytes * setting.student_sizes.all * (1 - 1 / degrees.fsdp)
+
+
+def _gathered_parameters(sizes: Sizes, degrees: StudentDegrees) -> int:
+    """In compute dtype: all of them, or, where they are freed after use, the root and two layers."""
+    return sizes.root + 2 * sizes.layer if degrees.reshard else sizes.all
+
+
+def _activations(setting: Setting, degrees: StudentDegrees, tokens: int) -> float:
+    model, width = setting.student, setting.student_width
+    layer = setting.constants.memory.activations * activation_bytes_per_token(model, width) * tokens
+    outputs = 2.0 * width * tokens * model.hidden  # the last hidden states and their gradient
+    if degrees.recompute:
+        return model.layers * width * tokens * model.hidden + layer + outputs
+    return model.layers * layer + outputs
+
+
+def loss_buffer_bytes(setting: Setting, site: Site, tokens: int) -> float:
+    """Float32 [rows, vocabulary] buffers of one chunk; they do not grow with the tokens beyond it."""
+    rows = loss_chunk_rows(tokens, setting.vocabulary, site.loss_chunk_mib)
+    return 4.0 * setting.constants.memory.loss_buffers * rows * setting.vocabulary

@@ -1,0 +1,155 @@
+"""What every layout of a search shares: the pair of models on their data (Setting), and a pool's hardware (Site)."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from kd_launch.architecture import Architecture
+from kd_launch.catalog import Engine, Gpu
+from kd_launch.cluster import Pool
+from kd_launch.cost.collectives import Fabric, fabric_of
+from kd_launch.cost.compute import WIDTH, Device, device_of
+from kd_launch.cost.constants import Constants
+from kd_launch.cost.transport import payload_bytes_per_token
+from kd_launch.plan import Payload
+from kd_launch.spec import Dtype
+
+
+class TeacherDegrees(NamedTuple):
+    """How one copy of the teacher is split."""
+
+    fsdp: int
+    tp: int
+    pp: int
+
+    @property
+    def sender_gpus(self) -> int:
+        """GPUs that work on one micro-batch together; every fsdp rank has micro-batches of its own."""
+        return self.tp * self.pp
+
+    @property
+    def gpus(self) -> int:
+        return self.fsdp * self.tp * self.pp
+
+
+class StudentDegrees(NamedTuple):
+    """How the student's training state lies on its ranks, and what is computed or gathered twice."""
+
+    replicas: int
+    fsdp: int
+    recompute: bool
+    """Activations are computed again in the backward."""
+    reshard: bool | None
+    """Gathered layers are freed after the forward; None where nothing is gathered."""
+
+
+class Sizes(NamedTuple):
+    """Parameters of a model by place."""
+
+    all: int
+    layers: int
+    layer: int
+    """Of the largest layer."""
+    root: int
+    """Outside the layers: the embedding, a head of its own, the last norm."""
+    head: int
+    """Of the output head's matrix, a tied one too."""
+
+
+def sizes_of(model: Architecture) -> Sizes:
+    root = model.embedding_parameters + model.head_parameters + model.extra
+    parameters = model.parameters
+    return Sizes(parameters, parameters - root, model.layer_parameters, root, model.head_parameters_or_tied)
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A teacher and a student on sequences of one length. Compared by identity, which makes it a cheap cache key."""
+
+    teacher: Architecture
+    student: Architecture
+    sequence_length: int
+    teacher_dtype: Dtype
+    student_dtype: Dtype
+    top_k: int
+    compiled: bool
+    engine: Engine
+    constants: Constants
+
+    @cached_property
+    def teacher_sizes(self) -> Sizes:
+        return sizes_of(self.teacher)
+
+    @cached_property
+    def student_sizes(self) -> Sizes:
+        return sizes_of(self.student)
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries that both models have; what is more is padding."""
+        return min(self.teacher.vocabulary, self.student.vocabulary)
+
+    @property
+    def loss_traffic(self) -> float:
+        """Bytes per token and vocabulary entry of the loss's elementwise work."""
+        time = self.constants.time
+        return time.fused_loss_bytes if self.compiled else time.loss_bytes
+
+    @property
+    def teacher_width(self) -> int:
+        return WIDTH[self.teacher_dtype]
+
+    @property
+    def student_width(self) -> int:
+        return WIDTH[self.student_dtype]
+
+    def payload_bytes_per_token(self, payload: Payload) -> float:
+        return payload_bytes_per_token(
+            payload,
+            hidden=self.teacher.hidden,
+            vocabulary=self.vocabulary,
+            width=self.teacher_width,
+            top_k=self.top_k,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A pool as the cost model sees it. Compared by identity, as Setting is."""
+
+    pool: Pool
+    gpu: Gpu
+    fabric: Fabric
+    teacher_device: Device | None
+    """None: this hardware cannot compute in the role's dtype."""
+    student_device: Device | None
+    memory_limit_gib: float
+    """What a GPU, or a process of a CPU pool, may use."""
+    context_gib: float
+    """Of it, what every process takes before any tensor."""
+    loss_chunk_mib: float
+    """Float32 logits that the loss computes at a time."""
+
+    @property
+    def can_compute(self) -> bool:
+        """Both roles."""
+        return self.teacher_device is not None and self.student_device is not None
+
+
+def site_of(pool: Pool, gpu: Gpu, teacher_dtype: str, student_dtype: str, constants: Constants) -> Site:
+    """The hardware of a pool: the catalog's GPU with what the cluster file says of it."""
+    memory = constants.memory
+    if gpu.memory_gib is not None:
+        total = gpu.memory_gib
+    else:
+        total = memory.cpu_gib if pool.memory_gib is None else pool.memory_gib / pool.gpus_per_node
+    return Site(
+        pool=pool,
+        gpu=gpu,
+        fabric=fabric_of(pool, gpu, constants.links),
+        teacher_device=device_of(pool, gpu, teacher_dtype, constants.time),
+        student_device=device_of(pool, gpu, student_dtype, constants.time),
+        memory_limit_gib=memory.usable * total,
+        context_gib=memory.cpu_context_gib if pool.is_cpu else memory.context_gib,
+        loss_chunk_mib=memory.cpu_loss_chunk_mib if pool.is_cpu else memory.loss_chunk_mib,
+    )

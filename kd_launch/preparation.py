@@ -1,0 +1,214 @@
+"""From the files to what a command works on: spec and cluster, the plan for them, and the prepared tokens."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kd_launch import __version__
+from kd_launch.architecture import Architecture
+from kd_launch.cluster import Cluster, Pool, SiteFacts, resolve
+from kd_launch.commands import Completed, Runner
+from kd_launch.errors import CheckError, DoesNotFitError, KdLaunchError, SpecError
+from kd_launch.model_source import find_architecture
+from kd_launch.plan import Plan, TokenStores
+from kd_launch.rank_command import site_of
+from kd_launch.search import make_plan
+from kd_launch.spec import Spec, TeacherLayers
+from kd_launch.spec_file import Loaded, load
+from kd_launch.surroundings import with_setup, without_launchers
+
+PROBE_S = 60.0
+INTERRUPTED = 130
+_PROBE = """
+import importlib.util as u, json
+names = ["kd_launch", "torch", "transformers", "datasets", "numpy", "safetensors"]
+missing = [name for name in names if u.find_spec(name) is None]
+version = None if "kd_launch" in missing else __import__("kd_launch").__version__
+print(json.dumps({"missing": missing, "version": version}))
+"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a command finds its input, and what surrounds it."""
+
+    config: Path
+    settings: Sequence[str]
+    """The --set arguments."""
+    cluster: Path | None
+    """--cluster."""
+    environ: Mapping[str, str]
+    cwd: Path
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A spec on a cluster, with the shapes of both models."""
+
+    loaded: Loaded
+    cluster: Cluster
+    """Without `auto` in what the site allows."""
+    notes: tuple[str, ...]
+    """What was assumed."""
+    teacher: Architecture
+    student: Architecture
+
+    @property
+    def spec(self) -> Spec:
+        return self.loaded.spec
+
+    @property
+    def name(self) -> str:
+        assert self.spec.name is not None, "set by load"
+        return self.spec.name
+
+
+def load_inputs(source: Source) -> Inputs:
+    """Reads the files and both models' config.json.
+
+    Raises:
+        SpecError: something in them is wrong.
+    """
+    loaded = load(source.config, source.settings, source.cluster, environ=source.environ, cwd=source.cwd)
+    cluster, notes = resolve(loaded.cluster, SiteFacts())
+    loaded = replace(loaded, spec=loaded.spec.model_copy(update={"cluster": cluster}))
+    teacher = _architecture("teacher", loaded.spec.teacher.model, loaded.spec.teacher.revision, source.environ)
+    return Inputs(loaded, cluster, notes, teacher, _student_architecture(loaded.spec, teacher, source.environ))
+
+
+def load_and_plan(source: Source, top: int = 20) -> tuple[Inputs, Plan]:
+    """Reads the files and plans; the plan holds the `top` best layouts.
+
+    Raises:
+        SpecError: something in them is wrong.
+        DoesNotFitError: no layout is possible.
+    """
+    inputs = load_inputs(source)
+    return inputs, plan_inputs(inputs, top)
+
+
+def plan_inputs(inputs: Inputs, top: int = 20) -> Plan:
+    """The plan for what was read. Raises SpecError and DoesNotFitError."""
+    return make_plan(inputs.spec, inputs.cluster, inputs.teacher, inputs.student, top=top)
+
+
+def _architecture(role: str, model: str, revision: str | None, environ: Mapping[str, str]) -> Architecture:
+    try:
+        return find_architecture(model, revision, environ)
+    except SpecError as error:
+        raise SpecError(f"{role}.model: {error}") from error
+
+
+def _student_architecture(spec: Spec, teacher: Architecture, environ: Mapping[str, str]) -> Architecture:
+    kept = spec.student.start_from
+    if not isinstance(kept, TeacherLayers):
+        assert spec.student.model is not None, "checked by Student"
+        return _architecture("student", spec.student.model, spec.student.revision, environ)
+    beyond = [layer for layer in kept.teacher_layers if layer >= teacher.layers]
+    if beyond:
+        raise SpecError(
+            f"student.start_from.teacher_layers: {', '.join(map(str, beyond))} do not exist: "
+            f"{spec.teacher.model} has layers 0 to {teacher.layers - 1}"
+        )
+    return _with_layers(teacher, len(kept.teacher_layers))
+
+
+def _with_layers(teacher: Architecture, layers: int) -> Architecture:
+    """The teacher with fewer layers; of a kind of layer that some of its layers are, the same share."""
+    sparse, sliding = (
+        round(kind * layers / teacher.layers) for kind in (teacher.sparse_layers, teacher.sliding_layers)
+    )
+    return replace(teacher, layers=layers, sparse_layers=sparse, sliding_layers=sliding)
+
+
+# The interpreter of the job, and the tokens
+
+
+class Prepared(BaseModel):
+    """What `python -m kd_launch.runtime.prepare` answers."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")  # the headers of the stores are the runtime's
+
+    train: str
+    eval: str | None
+    created: bool
+    """Whether anything was built."""
+
+    @property
+    def stores(self) -> TokenStores:
+        return TokenStores(train=self.train, eval=self.eval)
+
+
+def interpreter_problem(cluster: Cluster, pool: Pool, run: Runner, environ: Mapping[str, str]) -> str | None:
+    """What is wrong with the interpreter of a pool's ranks, with the way out; None when it can run the runtime."""
+    place = _Place.of(cluster, pool, environ)
+    done = place.run([place.python, "-c", _PROBE], run, timeout=PROBE_S)
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1] if done.ok else "")
+        missing, version = answer["missing"], answer["version"]
+    except (ValueError, LookupError, TypeError):
+        return f"{place.python}: {done.why()}; set python in the cluster file to one that has kd-launch[runtime]"
+    if missing:
+        return (
+            f"{place.python}: has no {', '.join(missing)}; give it `{place.python} -m pip install 'kd-launch[runtime]'`"
+        )
+    if version != __version__:
+        return f"{place.python}: has kd-launch {version} but this is {__version__}; give both the same version"
+    return None
+
+
+def prepare(inputs: Inputs, pool: Pool, run: Runner, environ: Mapping[str, str]) -> Prepared:
+    """Runs the preparation in the interpreter of a pool's ranks; its progress and its errors go to our stderr.
+
+    Raises:
+        CheckError: the interpreter cannot run it.
+        KdLaunchError: it failed; of the branch whose exit code it had.
+    """
+    problem = interpreter_problem(inputs.cluster, pool, run, environ)
+    if problem is not None:
+        raise CheckError(problem)
+    place = _Place.of(inputs.cluster, pool, environ)
+    request = {"spec": inputs.spec.model_dump(mode="json"), "cluster": inputs.cluster.model_dump(mode="json")}
+    argv = [place.python, "-m", "kd_launch.runtime.prepare"]
+    done = place.run(argv, run, timeout=None, stdin=json.dumps(request), pass_stderr=True)
+    if not done.ok:
+        raise _preparation_error(done)
+    try:
+        return Prepared.model_validate_json(done.stdout)
+    except ValidationError as error:
+        raise CheckError(f"{shlex.join(argv)} gave no answer that this version understands") from error
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a rank of a pool would find its software, but with the network, which ranks are denied."""
+
+    python: str
+    setup: str
+    environ: Mapping[str, str]
+
+    @staticmethod
+    def of(cluster: Cluster, pool: Pool, environ: Mapping[str, str]) -> "_Place":
+        site = site_of(cluster, pool, sys.executable)
+        given = {**without_launchers(environ), **cluster.environment, **pool.environment}
+        # An interpreter inside a container cannot be called from outside: ours takes its place.
+        return _Place(sys.executable, "", given) if site.container else _Place(site.python, site.setup, given)
+
+    def run(
+        self, argv: Sequence[str], run: Runner, *, timeout: float | None, stdin: str = "", pass_stderr: bool = False
+    ) -> Completed:
+        line = with_setup(self.setup, argv)
+        return run(line, timeout=timeout, stdin=stdin, env=self.environ, pass_stderr=pass_stderr)
+
+
+def _preparation_error(done: Completed) -> KdLaunchError:
+    if done.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
+    kinds = {kind.exit_code: kind for kind in (SpecError, DoesNotFitError, CheckError)}
+    words = done.problem or f"preparing models and data ended with exit code {done.returncode}; it said why above"
+    return kinds.get(done.returncode or 0, CheckError)(words)

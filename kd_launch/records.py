@@ -1,0 +1,89 @@
+"""What the ranks of a run write about themselves, as a reader meets it: half of it not there yet, some of it torn."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kd_launch.errors import SpecError
+from kd_launch.run_dir import RunDir, read_json
+
+_BLOCK = 1 << 16
+
+
+class Heartbeat(BaseModel):
+    """The last sign of life of one rank."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rank: int
+    role: str
+    host: str
+    time: float
+    """Unix time."""
+    done: int
+    total: int
+    """0: not known yet."""
+    unit: str
+    """steps, or micro-batches."""
+    waiting_for: str | None = None
+    since: float = 0.0
+    """Unix time since when it waits."""
+
+
+class Metrics(BaseModel):
+    """One step's line of metrics.jsonl, as far as a reader needs it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    loss: float
+    tokens_per_second: float
+    step_seconds: float
+
+
+def read_heartbeats(run: RunDir) -> tuple[Heartbeat, ...]:
+    """Every rank's, by rank."""
+    beats: list[Heartbeat] = []
+    for path in sorted(run.heartbeats.glob("rank-*.json")):
+        try:
+            beats.append(Heartbeat.model_validate(read_json(path)))
+        except (SpecError, ValidationError):
+            continue  # of another version; the next look finds a whole one
+    return tuple(beats)
+
+
+def last_metrics(run: RunDir) -> Metrics | None:
+    """The last whole line about a step; None where there is none yet."""
+    try:
+        return next(_metrics_backwards(run.metrics), None)
+    except OSError:
+        return None
+
+
+def _metrics_backwards(path: Path) -> Iterator[Metrics]:
+    for line in _lines_backwards(path):
+        try:
+            yield Metrics.model_validate(json.loads(line))
+        except (ValueError, ValidationError):
+            continue  # an evaluation's line
+
+
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    """The whole lines of a file, the last one first; what follows the last line's end is not a line yet."""
+    with path.open("rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        rest, torn = b"", True
+        while position > 0:
+            start = max(0, position - _BLOCK)
+            file.seek(start)
+            rest, *lines = (file.read(position - start) + rest).split(b"\n")
+            if torn and lines:
+                lines.pop()
+                torn = False
+            yield from reversed(lines)
+            position = start
+        if not torn:
+            yield rest

@@ -1,0 +1,1 @@
+"""Everything inside the job: the only place that imports torch, transformers and datasets."""

@@ -1,0 +1,173 @@
+"""A plan becomes a run: its folder with everything in it, and, on this machine, its ranks; or nothing at all."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from kd_launch import __version__
+from kd_launch.cluster import Cluster, time_limit_seconds
+from kd_launch.commands import Runner
+from kd_launch.errors import CheckError, SpecError
+from kd_launch.plan import Layout, RunPlan, TokenStores
+from kd_launch.preparation import Inputs
+from kd_launch.processes import ProcessIdentity
+from kd_launch.render import render
+from kd_launch.run_dir import RunDir, create_run_dir, make_run_dir, run_name, write_whole
+from kd_launch.run_state import GitState, RunState, git_state, versions, write_state
+from kd_launch.script import decide
+from kd_launch.submit import start_waiting
+from kd_launch.supervisor import Patience, with_limit
+
+SUBMITIT_TAGS = ("%j", "%t", "%A", "%a")
+
+
+class Submitted(BaseModel):
+    """What `submit --json` shows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    run_dir: str
+    job_id: str | None
+    launch: str | None
+    script: str
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who submits, and when: for the record, and what the ranks inherit."""
+
+    now: datetime
+    """UTC."""
+    command: list[str]
+    cwd: Path
+    environ: Mapping[str, str]
+
+
+def planned_run_dir(inputs: Inputs, given: Path | None, cwd: Path, now: datetime) -> RunDir:
+    """The folder that a run submitted now would get, if nobody else takes it first. Absolute; not made."""
+    if given is not None:
+        return RunDir(cwd / given)
+    return RunDir(Path(inputs.cluster.run_root) / run_name(inputs.name, now))
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises SpecError where something is at a run's place."""
+    if os.path.lexists(path):
+        raise SpecError(f"{path}: exists; --run-dir names a folder that is made for this run")
+
+
+def script_text(inputs: Inputs, layout: Layout, run: RunDir) -> str:
+    """The script of a run: job.sbatch, and what `render` shows."""
+    return render(inputs.spec, inputs.cluster, layout, run.path, run.name, sys.executable)
+
+
+def submit_local(
+    inputs: Inputs, layout: Layout, tokens: TokenStores, given: Path | None, caller: Caller, runner: Runner,
+    patience: Patience | None = None,
+) -> Submitted:  # fmt: skip
+    """Makes the run folder and starts the ranks on this machine.
+
+    Raises:
+        SpecError: the folder exists or cannot be made.
+        CheckError: the ranks cannot be started. No folder is left, nor after any other error.
+    """
+    limit = inputs.spec.slurm.time_limit or inputs.cluster.time_limit
+    patience = patience or with_limit(Patience(), time_limit_seconds(limit) if limit else None)
+    with _new_run_dir(inputs, given, caller) as run:
+        plan = RunPlan(version=__version__, spec=inputs.spec, cluster=inputs.cluster, layout=layout, tokens=tokens)
+        _write_files(run, inputs, plan)
+        attempt = _begin_attempt(run)
+        git = git_state(caller.cwd, runner)
+        script = decide(inputs.spec, inputs.cluster, layout, run.path, run.name, sys.executable)
+        waiting = start_waiting(run, script, attempt, caller.environ, patience)
+        try:
+            write_state(run, _state(run, waiting.identity, caller, git))
+            waiting.go()
+        except BaseException:
+            waiting.abandon()
+            raise
+    return Submitted(
+        run=run.name, run_dir=str(run.path), job_id=waiting.job_id, launch=layout.launch, script=str(run.script)
+    )
+
+
+@contextmanager
+def _new_run_dir(inputs: Inputs, given: Path | None, caller: Caller) -> Iterator[RunDir]:
+    """The run's folder; removed again when what follows fails."""
+    planned = planned_run_dir(inputs, given, caller.cwd, caller.now)
+    _check_path(planned.path)
+    if given is None:
+        run = create_run_dir(planned.path.parent, planned.name)
+    else:
+        refuse_existing(planned.path)
+        run = make_run_dir(planned.path)
+    try:
+        yield run
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def _check_path(path: Path) -> None:
+    """Refuses what submitit would take for the place of a job's number."""
+    for tag in SUBMITIT_TAGS:
+        if tag in str(path):
+            raise SpecError(f"{path}: holds {tag}, which stands for a job's number in paths; use a path without")
+
+
+def _write_files(run: RunDir, inputs: Inputs, plan: RunPlan) -> None:
+    """All files that are known before anything runs."""
+    loaded = inputs.loaded
+    write_whole(run.spec, loaded.spec_text.encode())
+    write_whole(run.cluster, (loaded.cluster_text or cluster_yaml(loaded.cluster)).encode())
+    write_whole(run.plan, (plan.model_dump_json(indent=2) + "\n").encode())
+    write_whole(run.script, script_text(inputs, plan.layout, run).encode())
+
+
+def cluster_yaml(cluster: Cluster) -> str:
+    """A cluster that stood inside the spec, as a file."""
+    return yaml.safe_dump(cluster.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+
+
+def _begin_attempt(run: RunDir) -> int:
+    """Makes the folders of the first attempt."""
+    attempt = 1
+    run.attempts.mkdir()
+    run.attempt(attempt).mkdir()
+    run.batch_log.parent.mkdir()
+    run.role_log(attempt, "any").parent.mkdir()
+    return attempt
+
+
+def _state(run: RunDir, controller: ProcessIdentity, caller: Caller, git: GitState | None) -> RunState:
+    return RunState(
+        run=run.name,
+        run_dir=str(run.path),
+        scheduler="local",
+        job_id=str(controller.pid),
+        attempts=1,
+        controller=controller,
+        created=caller.now.timestamp(),
+        command=caller.command,
+        folder=str(caller.cwd),
+        git=git,
+        versions=versions(),
+    )
+
+
+def refuse_slurm(inputs: Inputs, config: Path) -> None:
+    """Raises CheckError for a Slurm cluster, which this version plans and renders for, but does not submit to."""
+    if inputs.cluster.scheduler == "slurm":
+        raise CheckError(
+            f"{inputs.cluster.name}: this version does not submit to Slurm: it makes run folders for scheduler local "
+            f"only. `kd-launch render {config} --run-dir DIR` shows the script for sbatch"
+        )

@@ -1,0 +1,91 @@
+"""A rank with another optimizer, or with one deliberate defect: python worker.py SGD_OR_DEFECT RUN_DIR --role ROLE."""
+
+import sys
+
+import torch
+
+from kd_launch.runtime import __main__ as runtime
+from kd_launch.runtime import student
+from kd_launch.runtime.batches import Batches
+from kd_launch.runtime.optimizer import make_adamw
+from kd_launch.runtime.parallel import DistilledStudent
+
+forward = DistilledStudent.forward
+
+
+def sgd(module, training):
+    return torch.optim.SGD(module.parameters(), lr=training.learning_rate)
+
+
+def mean_per_rank(self, batch, signal, _, evaluate):
+    """Normalises by the tokens of the rank's own micro-batch."""
+    return forward(self, batch, signal, 0.5 / max(1, len(batch.index)), evaluate)
+
+
+def factor_two(self, batch, signal, scale, evaluate):
+    """The gradient twice as large, which AdamW with clipping hides in the weights."""
+    return forward(self, batch, signal, 2 * scale, evaluate)
+
+
+def drop_second_micro_batch():
+    """The second micro-batch of each step never reaches the gradient."""
+    forward_of_trainer = student.Trainer._forward
+
+    def dropped(self, item, scale, evaluate, progress):
+        loss, statistics = forward_of_trainer(self, item, scale, evaluate, progress)
+        return (loss * 0, statistics) if item.micro_batch == 1 else (loss, statistics)
+
+    student.Trainer._forward = dropped
+
+
+def one_micro_batch_off():
+    """The teacher leaves its first item out: every payload belongs to the micro-batch after the expected one."""
+    items = Batches.items_of_teacher
+
+    def later(self, teacher):
+        remaining = items(self, teacher)
+        next(remaining)
+        return remaining
+
+    Batches.items_of_teacher = later
+
+
+def die_in_step_three():
+    """A student rank that raises in the middle of the run."""
+    step = student.Trainer.step
+
+    def dying(self, number, progress):
+        if number == 3 and self._world.role_rank == 0:
+            raise RuntimeError("the third step is one too many")
+        return step(self, number, progress)
+
+    student.Trainer.step = dying
+
+
+def not_finite():
+    """Losses that are no numbers from step 3 on."""
+    forward_of_trainer = student.Trainer._forward
+
+    def bad(self, item, scale, evaluate, progress):
+        loss, statistics = forward_of_trainer(self, item, scale, evaluate, progress)
+        return loss * float("nan") if item.step >= 3 else loss, statistics
+
+    student.Trainer._forward = bad
+
+
+defect = sys.argv.pop(1)
+optimizer = sgd if defect == "sgd" else make_adamw
+match defect:
+    case "mean_per_rank":
+        DistilledStudent.forward = mean_per_rank
+    case "factor_two":
+        DistilledStudent.forward = factor_two
+    case "sgd":
+        pass
+    case name:
+        globals()[name]()
+
+if __name__ == "__main__":
+    code = runtime.main(make_optimizer=optimizer)
+    sys.stdout.flush()
+    runtime.os._exit(code)
