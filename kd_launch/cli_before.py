@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder to write them to.")] = Path(),
+    local: Annotated[bool, typer.Option("--local", help="Describe this machine, even where Slurm is installed.")] = False,
 ) -> None:
     """Write cluster.yaml, as this machine or Slurm describes itself, and distill.yaml to start from."""
     import shutil
@@ -30,8 +31,8 @@ def init(
     from kd_launch.commands import run
     from kd_launch.machine import read_machine
 
-    has_slurm = shutil.which("sinfo") is not None
-    text = first.slurm_cluster(run) if has_slurm else first.local_cluster(read_machine(), socket.gethostname())
+    ask_slurm = not local and shutil.which("sinfo") is not None
+    text = first.slurm_cluster(run) if ask_slurm else first.local_cluster(read_machine(), socket.gethostname())
     for path in first.write_first_files(folder, text, os.environ):
         print(path)
 

@@ -126,7 +126,7 @@ def _ask(run: Runner, argv: Sequence[str]) -> str:
     if done.returncode is None:
         raise SlurmSilentError(done.why())
     if not done.ok:
-        raise SlurmRefusedError(f"{' '.join(argv[:2])}: {done.why()}")
+        raise SlurmRefusedError(f"{' '.join(argv[:2])}: {done.why()}; `kd-launch init --local` describes this machine alone")
     return done.stdout
 
 

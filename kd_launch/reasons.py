@@ -81,16 +81,16 @@ def _against_baseline(spec: Spec, chosen: Layout, baseline: Layout) -> str:
 
 
 def _ratio(spec: Spec, layout: Layout, chosen: Layout) -> str:
-    """In what the spec wants least of."""
+    """In what the spec wants least of: step time, or GPU-hours."""
     if spec.objective == "gpu_hours":
-        return f"costs {layout.gpu_hours / chosen.gpu_hours:.2f}x the GPU-hours"
+        return f"costs {layout.gpu_hours / chosen.gpu_hours:.2f}x"
     return f"takes {layout.step_seconds.p50 / chosen.step_seconds.p50:.2f}x"
 
 
 def _launch(cluster: Cluster, chosen: Layout) -> str:
     """The rule that chose how Slurm starts it."""
     if chosen.colocated:
-        return "Launch: ranks, one step in which every rank has both roles."
+        return "Launch: ranks, one step with both roles on every rank."
     if chosen.shares_nodes:
         return "Launch: ranks, since the roles share a node, which het components cannot."
     one_pool = chosen.teacher.pool == chosen.student.pool

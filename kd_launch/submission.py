@@ -23,7 +23,6 @@ from kd_launch.render import render
 from kd_launch.run_dir import RunDir, create_run_dir, make_run_dir, run_name, write_whole
 from kd_launch.run_state import GitState, RunState, git_state, versions, write_state
 from kd_launch.script import decide
-from kd_launch.submit import start_waiting
 from kd_launch.supervisor import Patience, with_limit
 
 SUBMITIT_TAGS = ("%j", "%t", "%A", "%a")
@@ -88,6 +87,8 @@ def submit_local(
         attempt = _begin_attempt(run)
         git = git_state(caller.cwd, runner)
         script = decide(inputs.spec, inputs.cluster, layout, run.path, run.name, sys.executable)
+        from kd_launch.submit import start_waiting  # here: render, which this module serves too, needs no submitit
+
         waiting = start_waiting(run, script, attempt, caller.environ, patience)
         try:
             write_state(run, _state(run, waiting.identity, caller, git))

@@ -191,13 +191,11 @@ def test_gpu_hours_as_the_objective():
     fast, cheap = plan_qwen(slow_network), plan_qwen(slow_network, objective="gpu_hours")
     assert cheap.chosen.gpu_hours < fast.chosen.gpu_hours
     assert cheap.chosen.step_seconds.p50 > fast.chosen.step_seconds.p50
-    assert "x the GPU-hours" in cheap.why
+    assert "layout costs 1." in cheap.why
 
 
-def test_equal_gpu_hours_are_spent_on_the_fastest_simple_layout():
-    plan = plan_qwen(H100_2, objective="gpu_hours")
-    assert plan.chosen.gpus == 16
-    assert plan.chosen.teacher.replicas == 16
+def test_equal_gpu_hours_are_spent_on_more_gpus():
+    assert plan_qwen(H100_2, objective="gpu_hours").chosen.gpus == 16
 
 
 def test_pareto_front_trades_time_for_gpu_hours(qwen_2):
@@ -284,7 +282,7 @@ def test_why_tells_pace_comparison_and_launch(llama_2):
     assert "The best disjoint layout takes 1." in llama_2.why
     assert "a split saves no work" in llama_2.why
     assert "TRL's layout takes 1." in llama_2.why
-    assert llama_2.why.endswith("Launch: ranks, one step in which every rank has both roles.")
+    assert llama_2.why.endswith("Launch: ranks, one step with both roles on every rank.")
 
 
 def test_why_of_a_split():
