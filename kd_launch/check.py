@@ -13,10 +13,10 @@ from kd_launch.architecture import Architecture
 from kd_launch.cluster import Pool
 from kd_launch.commands import Runner
 from kd_launch.errors import KdLaunchError, SpecError
-from kd_launch.machine import GIB, Machine
+from kd_launch.local.machine import GIB, Machine
 from kd_launch.plan import Layout, describe_role
 from kd_launch.preparation import Inputs, interpreter_problem
-from kd_launch.script import decide
+from kd_launch.scripts.script import decide
 from kd_launch.sources import ModelFiles, cached_commit, model_sources, source_files
 from kd_launch.spec import HubDataset, Source
 from kd_launch.submission import planned_run_dir

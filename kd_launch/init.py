@@ -11,9 +11,9 @@ from pathlib import Path
 from kd_launch.catalog import find_gpu, gpu_ids
 from kd_launch.commands import Runner
 from kd_launch.errors import SlurmRefusedError, SlurmSilentError, SpecError, UnknownNameError
-from kd_launch.machine import Machine
+from kd_launch.local.machine import Machine
+from kd_launch.reading.spec_file import load
 from kd_launch.run_dir import write_whole
-from kd_launch.spec_file import load
 
 CLUSTER_FILE = "cluster.yaml"
 SPEC_FILE = "distill.yaml"
@@ -126,7 +126,8 @@ def _ask(run: Runner, argv: Sequence[str]) -> str:
     if done.returncode is None:
         raise SlurmSilentError(done.why())
     if not done.ok:
-        raise SlurmRefusedError(f"{' '.join(argv[:2])}: {done.why()}; `kd-launch init --local` describes this machine alone")
+        words = f"{' '.join(argv[:2])}: {done.why()}"
+        raise SlurmRefusedError(f"{words}; `kd-launch init --local` describes this machine alone")
     return done.stdout
 
 

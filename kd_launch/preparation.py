@@ -14,13 +14,13 @@ from kd_launch.architecture import Architecture
 from kd_launch.cluster import Cluster, Pool, SiteFacts, resolve
 from kd_launch.commands import Completed, Runner
 from kd_launch.errors import CheckError, DoesNotFitError, KdLaunchError, SpecError
+from kd_launch.local.surroundings import with_setup, without_launchers
 from kd_launch.model_source import find_architecture
 from kd_launch.plan import Plan, TokenStores
-from kd_launch.rank_command import site_of
-from kd_launch.search import make_plan
+from kd_launch.planner.search import make_plan
+from kd_launch.reading.spec_file import Loaded, load
+from kd_launch.scripts.rank_command import site_of
 from kd_launch.spec import Spec, TeacherLayers
-from kd_launch.spec_file import Loaded, load
-from kd_launch.surroundings import with_setup, without_launchers
 
 PROBE_S = 60.0
 INTERRUPTED = 130

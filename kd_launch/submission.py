@@ -16,14 +16,14 @@ from kd_launch import __version__
 from kd_launch.cluster import Cluster, time_limit_seconds
 from kd_launch.commands import Runner
 from kd_launch.errors import CheckError, SpecError
+from kd_launch.local.processes import ProcessIdentity
+from kd_launch.local.supervisor import Patience, with_limit
 from kd_launch.plan import Layout, RunPlan, TokenStores
 from kd_launch.preparation import Inputs
-from kd_launch.processes import ProcessIdentity
-from kd_launch.render import render
 from kd_launch.run_dir import RunDir, create_run_dir, make_run_dir, run_name, write_whole
-from kd_launch.run_state import GitState, RunState, git_state, versions, write_state
-from kd_launch.script import decide
-from kd_launch.supervisor import Patience, with_limit
+from kd_launch.runs.state import GitState, RunState, git_state, versions, write_state
+from kd_launch.scripts.render import render
+from kd_launch.scripts.script import decide
 
 SUBMITIT_TAGS = ("%j", "%t", "%A", "%a")
 

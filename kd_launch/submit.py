@@ -27,13 +27,13 @@ from submitit.local.local import Controller, LocalExecutor, LocalJob, LocalJobEn
 
 from kd_launch.commands import Process, end_session, reason, start_session
 from kd_launch.errors import CheckError
-from kd_launch.processes import ProcessIdentity, identify
+from kd_launch.local.processes import ProcessIdentity, identify
+from kd_launch.local.supervisor import Death, End, Patience, RankCommandLine, Supervisor, signal_name
+from kd_launch.local.surroundings import RUN_VARIABLE, with_setup, without_launchers
 from kd_launch.run_dir import RunDir, write_json
-from kd_launch.supervisor import Death, End, Patience, RankCommandLine, Supervisor, signal_name
-from kd_launch.surroundings import RUN_VARIABLE, with_setup, without_launchers
 
 if TYPE_CHECKING:
-    from kd_launch.script import Script  # not here: every rank waits for the imports of this module
+    from kd_launch.scripts.script import Script  # not here: every rank waits for the imports of this module
 
 _GO = b"go\n"
 

@@ -65,10 +65,10 @@ class Project:
         """The same without the command line, and with ranks that get little time to end."""
         # Not above: every test would wait for the planner.
         from kd_launch.commands import run
+        from kd_launch.local.supervisor import Patience
         from kd_launch.plan import TokenStores
         from kd_launch.preparation import Source, load_and_plan
         from kd_launch.submission import Caller, submit_local
-        from kd_launch.supervisor import Patience
 
         source = Source(self.config, [self.ranks(**actions).removeprefix("--set=")], None, self.environ, self.folder)
         inputs, plan = load_and_plan(source)

@@ -8,7 +8,7 @@ from kd_launch.cluster import Cluster
 from kd_launch.cost.constants import load_constants
 from kd_launch.cost.setting import Setting, Site, site_of
 from kd_launch.plan import Plan
-from kd_launch.search import make_plan
+from kd_launch.planner.search import make_plan
 from kd_launch.spec import Spec
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kd_launch.cluster import Cluster
 from kd_launch.plan import Interval, Layout, RoleLayout
-from kd_launch.render import render
+from kd_launch.scripts.render import render
 from kd_launch.spec import Spec
 
 GOLDEN = Path(__file__).parent / "golden"

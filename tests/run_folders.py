@@ -10,10 +10,10 @@ from typing import Any
 from render_cases import CPU, layout_of, role, spec_of
 
 from kd_launch.cluster import Cluster
+from kd_launch.local.processes import ProcessIdentity, identify
 from kd_launch.plan import Layout, RunPlan
-from kd_launch.processes import ProcessIdentity, identify
 from kd_launch.run_dir import RunDir, write_json
-from kd_launch.run_state import RunState, write_state
+from kd_launch.runs.state import RunState, write_state
 
 HOST = socket.gethostname()
 GONE = ProcessIdentity(pid=1, start_time=-1, host=HOST, boot_id="another boot")

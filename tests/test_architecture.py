@@ -12,8 +12,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from kd_launch import catalog
 from kd_launch.architecture import Architecture, from_config
+from kd_launch.architecture.families import FAMILIES
 from kd_launch.errors import SpecError
-from kd_launch.model_families import FAMILIES
 
 Config = dict[str, Any]
 

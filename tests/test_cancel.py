@@ -11,11 +11,11 @@ from conftest import Project
 from run_folders import ELSEWHERE, alive, end, make_run, state_of
 from test_submit import FOREVER, assert_nothing_left, end_of, wait_until, written
 
-from kd_launch.cancel import cancel
 from kd_launch.errors import CheckError
-from kd_launch.processes import identify
+from kd_launch.local.processes import identify
 from kd_launch.run_dir import RunDir
-from kd_launch.run_state import read_state, write_state
+from kd_launch.runs.cancel import cancel
+from kd_launch.runs.state import read_state, write_state
 
 
 def test_a_running_run_from_another_process(project: Project) -> None:
@@ -59,7 +59,7 @@ def test_ranks_that_are_deaf(project: Project) -> None:
 
 def test_a_controller_that_is_stopped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot do its part: then the ranks are killed, and the record is written, in its place."""
-    monkeypatch.setattr("kd_launch.cancel.CONTROLLER_S", 0.2)
+    monkeypatch.setattr("kd_launch.runs.cancel.CONTROLLER_S", 0.2)
     run = project.submit_impatiently(every=[["beat", 1], *FOREVER])
     written(run, "heartbeats/rank-00001.json")
     os.kill(json.loads((run / "state.json").read_text())["controller"]["pid"], signal.SIGSTOP)

@@ -11,7 +11,7 @@ from conftest import Project
 from kd_launch.check import Finding, Place, check
 from kd_launch.commands import run
 from kd_launch.errors import DoesNotFitError
-from kd_launch.machine import Machine
+from kd_launch.local.machine import Machine
 from kd_launch.plan import Layout
 from kd_launch.preparation import Source, load_inputs, plan_inputs
 

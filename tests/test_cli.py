@@ -16,7 +16,7 @@ from test_submit import FOREVER, assert_nothing_left, wait_until, written
 from typer.testing import CliRunner
 
 from kd_launch import __version__
-from kd_launch.cli import app
+from kd_launch.cli.__main__ import app
 from kd_launch.cluster import Cluster
 from kd_launch.errors import KdLaunchError
 from kd_launch.spec import Spec
@@ -32,7 +32,7 @@ def python(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
-CALL = "import sys; from kd_launch.cli import main; sys.argv[0] = 'kd-launch'; main()"
+CALL = "import sys; from kd_launch.cli.__main__ import main; sys.argv[0] = 'kd-launch'; main()"
 
 
 # Imports
@@ -110,7 +110,7 @@ def test_a_bug_of_ours_shows_where_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("kd_launch.runs.list_runs", broken)
+    monkeypatch.setattr("kd_launch.runs.lookup.list_runs", broken)
     with pytest.raises(ZeroDivisionError):
         invoke("status", catch_exceptions=False)
 
@@ -123,7 +123,7 @@ def test_every_branch_of_the_tree_has_an_exit_code(monkeypatch: pytest.MonkeyPat
         def broken(*_: object, kind: type[KdLaunchError] = branch) -> None:
             raise kind("two\nlines")
 
-        monkeypatch.setattr("kd_launch.runs.list_runs", broken)
+        monkeypatch.setattr("kd_launch.runs.lookup.list_runs", broken)
         done = invoke("status")
         assert (done.exit_code, done.stderr) == (branch.exit_code, "error: two\nerror: lines\n")
 

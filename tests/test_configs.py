@@ -6,8 +6,8 @@ import pytest
 
 from kd_launch.plan import Layout
 from kd_launch.preparation import Source, load_and_plan
-from kd_launch.render import render
-from kd_launch.spec_file import load_cluster
+from kd_launch.reading.spec_file import load_cluster
+from kd_launch.scripts.render import render
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SPECS = sorted(path.name for path in CONFIGS.glob("*.yaml"))

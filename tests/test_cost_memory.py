@@ -21,9 +21,9 @@ WHOLE = StudentDegrees(replicas=8, fsdp=1, recompute=False, reshard=None)
 SHARDED = StudentDegrees(replicas=1, fsdp=8, recompute=False, reshard=True)
 
 
-def of_student(degrees=WHOLE, tokens=4096, accumulation=1, payload="hidden_states", setting=None, **options):
+def of_student(degrees=WHOLE, tokens=4096, payload="hidden_states", setting=None, **options):
     setting = setting or setting_of(LLAMA_70B, LLAMA_8B)
-    return student_memory(setting, site(), degrees, tokens, accumulation, payload, **{"holds_head": True} | options)
+    return student_memory(setting, site(), degrees, tokens, payload, **{"holds_head": True} | options)
 
 
 def test_frozen_teacher_holds_its_weights_once():
@@ -61,12 +61,6 @@ def test_gathered_compute_weights_are_2_bytes_a_parameter_unless_freed():
     assert of_student(kept).transient["gathered weights"] == 2 * PARAMETERS_8B
     root = 2 * 128256 * 4096 + 4096
     assert of_student(SHARDED).transient["gathered weights"] == 2 * (root + 2 * LLAMA_8B.layer_parameters)
-
-
-def test_gradients_stay_whole_while_they_accumulate():
-    assert of_student(SHARDED, accumulation=1).resident["unsharded gradients"] == 0
-    assert of_student(SHARDED, accumulation=2).resident["unsharded gradients"] == 4 * PARAMETERS_8B * 7 / 8
-    assert of_student(WHOLE, accumulation=2).resident["unsharded gradients"] == 0  # they are in the training state
 
 
 def test_llama_layer_saves_32_bytes_per_token_and_hidden_unit():

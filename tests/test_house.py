@@ -14,8 +14,9 @@ PACKAGE = Path(kd_launch.__file__).parent
 HEAVY = ("torch", "transformers", "datasets", "numpy", "safetensors", "tokenizers")
 # What code inside a job may know of the package around it: the plan's values, the run folder and the stores.
 RUNTIME_MAY_IMPORT = {
-    "kd_launch", "kd_launch.runtime", "kd_launch.errors", "kd_launch.architecture", "kd_launch.cluster", "kd_launch.spec",
-    "kd_launch.plan", "kd_launch.run_dir", "kd_launch.tokens", "kd_launch.sources",
+    "kd_launch", "kd_launch.runtime", "kd_launch.errors", "kd_launch.architecture", "kd_launch.cluster",
+    "kd_launch.spec", "kd_launch.plan", "kd_launch.run_dir", "kd_launch.tokens", "kd_launch.sources",
+    "kd_launch.model_source",
 }  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "templates" not in path.parts)
 
@@ -69,7 +70,7 @@ class Absent:
         if name.split(".")[0] in {"torch", "transformers", "datasets", "numpy", "safetensors", "tokenizers"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
-from kd_launch.cli import main
+from kd_launch.cli.__main__ import main
 sys.argv = ["kd-launch", *sys.argv[1:]]
 try:
     main()

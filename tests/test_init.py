@@ -14,8 +14,8 @@ from kd_launch.cluster import Cluster
 from kd_launch.commands import Completed
 from kd_launch.errors import SlurmRefusedError, SlurmSilentError, SpecError
 from kd_launch.init import local_cluster, parse_sinfo, slurm_cluster, write_first_files
-from kd_launch.machine import Machine, read_machine
-from kd_launch.spec_file import load, load_cluster
+from kd_launch.local.machine import Machine, read_machine
+from kd_launch.reading.spec_file import load, load_cluster
 
 LAPTOP = Machine(cores=2, memory_gib=7.6, gpus=())
 

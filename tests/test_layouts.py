@@ -3,7 +3,7 @@
 import pytest
 from plan_cases import LLAMA_70B, local, model, pool, slurm, spec_of
 
-from kd_launch.layouts import (
+from kd_launch.planner.layouts import (
     Share,
     allocations,
     divisors,

@@ -7,9 +7,9 @@ import pytest
 from run_folders import make_run
 
 from kd_launch.errors import UnknownNameError
-from kd_launch.logs import check_rank, follow_logs, log_files, read_logs
 from kd_launch.plan import Role
 from kd_launch.run_dir import RunDir
+from kd_launch.runs.logs import check_rank, follow_logs, log_files, read_logs
 
 
 @pytest.fixture

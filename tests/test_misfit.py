@@ -19,7 +19,7 @@ from plan_cases import (
 )
 
 from kd_launch.errors import DoesNotFitError
-from kd_launch.search import make_plan
+from kd_launch.planner.search import make_plan
 
 FOUR = slurm(pool(nodes=1, gpus_per_node=4))
 

@@ -6,7 +6,7 @@ import pytest
 from plan_cases import QWEN_1_7B, QWEN_14B, local, model, pool, slurm, spec_of
 
 from kd_launch.errors import SpecError, UnknownNameError
-from kd_launch.pins import check_pins
+from kd_launch.planner.pins import check_pins
 
 ONE = slurm(pool(nodes=1, gpus_per_node=4))
 TWO_POOLS = slurm(pool("a100", gpu="A100-SXM-80"), pool("h100"))

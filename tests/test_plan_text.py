@@ -3,7 +3,7 @@
 import pytest
 from plan_cases import local, plan_llama, plan_qwen, plan_tiny, pool, slurm
 
-from kd_launch.plan_text import MOST_LINES, WIDTH, format_plan, shown_layouts
+from kd_launch.cli.plan_text import MOST_LINES, WIDTH, format_plan, shown_layouts
 
 H100_2 = slurm(pool(nodes=2))
 MIXED = slurm(pool("a100", nodes=8, gpu="A100-SXM-80", inter_node_gb_per_s=None), pool("h100", nodes=4))

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from kd_launch.processes import identify, is_alive, send, with_variable
+from kd_launch.local.processes import identify, is_alive, send, with_variable
 
 
 def sleeper(**variables: str) -> "subprocess.Popen[bytes]":

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from kd_launch.plan import Role
-from kd_launch.records import Heartbeat, last_metrics, read_heartbeats
-from kd_launch.role_progress import role_progress
 from kd_launch.run_dir import RunDir
+from kd_launch.runs.records import Heartbeat, last_metrics, read_heartbeats
+from kd_launch.runs.role_progress import role_progress
 
 
 def line(step: int, **more: object) -> str:

@@ -35,7 +35,7 @@ from render_cases import (
 
 from kd_launch.cluster import Cluster
 from kd_launch.errors import SpecError
-from kd_launch.render import find_template
+from kd_launch.scripts.render import find_template
 
 HERE = Path(__file__).parent
 SHELLCHECK = Path(sysconfig.get_path("scripts"), "shellcheck")

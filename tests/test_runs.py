@@ -6,7 +6,7 @@ import pytest
 from run_folders import alive, make_run
 
 from kd_launch.errors import SpecError, UnknownNameError
-from kd_launch.runs import find_run, list_runs, run_root
+from kd_launch.runs.lookup import find_run, list_runs, run_root
 
 
 @pytest.fixture

@@ -22,11 +22,11 @@ from plan_cases import (
 )
 
 from kd_launch.errors import DoesNotFitError, UnknownNameError
-from kd_launch.layouts import allocations
-from kd_launch.pairing import Front, choices_on
 from kd_launch.plan import Plan, unsupported_by_runtime
-from kd_launch.search import make_plan, setting_of, sites_of
-from kd_launch.tables import SAME, Tables, Unit, family
+from kd_launch.planner.layouts import allocations
+from kd_launch.planner.pairing import Front, choices_on
+from kd_launch.planner.search import make_plan, setting_of, sites_of
+from kd_launch.planner.tables import SAME, Tables, Unit, family
 
 H100_16 = slurm(pool(nodes=16))
 H100_2 = slurm(pool(nodes=2))

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from run_folders import ELSEWHERE, GONE, HOST, alive, beat, end, failure, make_run, step
 
-from kd_launch.display import console, status_view
+from kd_launch.cli.display import console, status_view
 from kd_launch.errors import SpecError
 from kd_launch.run_dir import RunDir
-from kd_launch.status import Status, build, gather, read_status
+from kd_launch.runs.status import Status, build, gather, read_status
 
 
 def status(run: RunDir, now: float | None = None) -> Status:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kd_launch.supervisor import Course, Death, LineLabeler, Patience, RankCommandLine, Supervisor
+from kd_launch.local.supervisor import Course, Death, LineLabeler, Patience, RankCommandLine, Supervisor
 
 QUICK = Patience(peers=0.2, cancel=0.3, record=0.1)
 

@@ -70,7 +70,6 @@ def student_memory(
     site: Site,
     degrees: StudentDegrees,
     tokens: int,
-    accumulation: int,
     payload: Payload,
     *,
     holds_head: bool,
@@ -82,8 +81,6 @@ def student_memory(
     constants, model, width = setting.constants.memory, setting.student, setting.student_width
     resident = {
         "training state": constants.state_bytes * setting.student_sizes.all / degrees.fsdp,
-        # until the last micro-batch gradients are kept whole, then reduced once per step
-        "unsharded gradients": _unsharded_gradients(setting, degrees, accumulation),
         "head gradient": _head_gradient_width(width) * setting.vocabulary * model.hidden,
     }
     if payload == "hidden_states" and holds_head:
@@ -101,12 +98,6 @@ def student_memory(
 def _head_gradient_width(width: int) -> float:
     """The float32 sum over the chunks, and the product that is added to it, in compute dtype."""
     return 4.0 if width == 4 else 4.0 + width
-
-
-def _unsharded_gradients(setting: Setting, degrees: StudentDegrees, accumulation: int) -> float:
-    if degrees.fsdp == 1 or accumulation == 1:
-        return 0.0
-    return setting.constants.memory.gradient_bytes * setting.student_sizes.all * (1 - 1 / degrees.fsdp)
 
 
 def _gathered_parameters(sizes: Sizes, degrees: StudentDegrees) -> int:

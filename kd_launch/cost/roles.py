@@ -169,7 +169,11 @@ def _student_communication(
     forward: float,
     backward: float,
 ) -> float:
-    """Exposed seconds of a step: weights gathered per micro-batch, gradients reduced once, in the last backward."""
+    """Exposed seconds of a step.
+
+    Weights are gathered in each micro-batch. So are sharded gradients reduced, since keeping whole ones would cost the
+    memory that sharding saves; replicas alone reduce once, in the last backward.
+    """
     layers, sizes, fabric, hidden = setting.student.layers, setting.student_sizes, site.fabric, overlap(setting, site)
     gather = _gather(setting, fabric, degrees, block, sizes.layer)
     again = gather if degrees.reshard else 0.0
@@ -177,7 +181,8 @@ def _student_communication(
     each = layers * (exposed(gather, forward, hidden) + exposed(again, backward, hidden))
     each += _gather(setting, fabric, degrees, block, sizes.root)
     last = layers * (exposed(again + reduce, backward, hidden) - exposed(again, backward, hidden))
-    return accumulation * each + last + _reduce(setting, fabric, degrees, block, sizes.root)
+    reductions = accumulation if degrees.fsdp > 1 else 1
+    return accumulation * each + reductions * (last + _reduce(setting, fabric, degrees, block, sizes.root))
 
 
 def _gather(setting: Setting, fabric: Fabric, degrees: StudentDegrees, block: int, parameters: int) -> float:

@@ -13,8 +13,8 @@ import numpy as np
 
 from kd_launch import __version__
 from kd_launch.plan import Interval, Layout, RoleLayout, RunPlan, TokenStores
+from kd_launch.reading.spec_file import load
 from kd_launch.run_dir import RunDir
-from kd_launch.spec_file import load
 from kd_launch.tokens import StoreHeader
 
 VOCABULARY, SEQUENCE = 97, 24

@@ -1,0 +1,241 @@
+"""A Plan as plain text for a terminal: the table of layouts, the choice and the reason."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from kd_launch.plan import Layout, Plan, RoleLayout, describe_role
+from kd_launch.planner.reasons import figure, seconds_text
+
+WIDTH = 100
+MOST_LINES = 14
+"""Of the short form with the default number of layouts."""
+MOST_WARNINGS = 2
+"""Lines for warnings in the short form."""
+
+HEADINGS = ("", "placement", "teacher", "student", "batch", "payload", "step", "tok/s", "GiB", "GPU-h")
+RIGHT = {"step", "tok/s", "GiB", "GPU-h"}
+PAYLOADS = {"hidden_states": "hidden", "logits": "logits", "top_k": "top-k"}
+
+Row = tuple[str, ...]
+
+
+def format_plan(plan: Plan, *, top: int = 4, explain: bool = False) -> str:
+    """The plan in lines of at most 100 columns, with `top` layouts that differ in kind.
+
+    explain: what the short form leaves out: memory by part, times of each side, the interval, what was rejected.
+    """
+    shown = shown_layouts(plan, top)
+    lines = [_header(plan), *_table(plan, shown)]
+    if explain:
+        lines += [*_wrapped(plan.why), *_all_warnings(plan), *_details(plan, shown)]
+        lines += [*_inflections(plan), *_front(plan), *_search(plan)]
+    else:
+        lines += textwrap.wrap(plan.why, WIDTH, max_lines=3, placeholder=" ...", break_on_hyphens=False)
+        lines += _short_warnings(plan, MOST_LINES - len(lines))
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def shown_layouts(plan: Plan, top: int) -> list[Layout]:
+    """The chosen one, the best of the other placement, then the best of each other kind; in the candidates' order."""
+    kinds: dict[tuple[object, ...], Layout] = {_kind(plan.chosen): plan.chosen}
+    by_placement = {layout.placement: layout for layout in reversed(plan.candidates)}
+    for layout in (*by_placement.values(), *plan.candidates):
+        if len(kinds) < top:
+            kinds.setdefault(_kind(layout), layout)
+    order = [plan.chosen, *plan.candidates]
+    places = {id(layout): i for i, layout in enumerate(plan.candidates)}
+    chosen_place = next((i for i, layout in enumerate(plan.candidates) if layout == plan.chosen), len(order))
+    return sorted(kinds.values(), key=lambda layout: places.get(id(layout), chosen_place))
+
+
+def _kind(layout: Layout) -> tuple[object, ...]:
+    """Layouts of one kind differ in degrees only."""
+    teacher = layout.teacher
+    axes = teacher.fsdp > 1, teacher.tp > 1, teacher.pp > 1
+    return layout.placement, axes, teacher.pool, layout.student.pool
+
+
+def _header(plan: Plan) -> str:
+    chosen = plan.chosen
+    length = round(chosen.tokens_per_second / chosen.samples_per_second)
+    return (
+        f"{plan.name}: {chosen.global_batch_size} x {length} tokens a step; best of {plan.search.evaluated} layouts: "
+        f"{_many(chosen.nodes, 'node')}, {_many(chosen.gpus, 'rank')}"
+    )
+
+
+def _many(count: int, noun: str) -> str:
+    plural = "es" if noun.endswith("h") else "s"
+    return f"{count} {noun}{plural if count != 1 else ''}"
+
+
+def _table(plan: Plan, shown: Sequence[Layout]) -> list[str]:
+    pools = len({role.pool for layout in (*shown, plan.baseline) for role in (layout.teacher, layout.student)})
+    for short in (False, True):
+        rows = [HEADINGS, *(_row(plan, layout, pools > 1, short) for layout in shown)]
+        rows.append(_row(plan, plan.baseline, pools > 1, short, "TRL"))
+        lines = _aligned(rows)
+        if max(map(len, lines)) <= WIDTH:
+            break
+    return lines
+
+
+def _row(plan: Plan, layout: Layout, with_pool: bool, short: bool, name: str | None = None) -> Row:
+    mark = ">" if name is None and layout == plan.chosen else ""
+    return (
+        mark,
+        name or layout.placement,
+        _teacher_cell(layout.teacher, with_pool, short),
+        _student_cell(layout.student, with_pool, short),
+        f"{layout.student.micro_batch_size} x {layout.grad_accumulation_steps}",
+        PAYLOADS[layout.payload],
+        seconds_text(layout.step_seconds.p50),
+        _count(layout.tokens_per_second),
+        _memory(layout),
+        figure(layout.gpu_hours),
+    )
+
+
+def _teacher_cell(role: RoleLayout, with_pool: bool, short: bool) -> str:
+    axes = (("fsdp", role.fsdp), ("tp", role.tp), ("pp", role.pp))
+    words = [f"{name[0]}{degree}" if short else f"{name} {degree}" for name, degree in axes if degree > 1]
+    return f"{_gpus(role, with_pool)} {' '.join(words) or 'replicate'}"
+
+
+def _student_cell(role: RoleLayout, with_pool: bool, short: bool) -> str:
+    word = "replicate" if role.fsdp == 1 else f"{'f' if short else 'fsdp '}{role.fsdp}"
+    recompute = "" if role.activation_recompute != "full" else " rc" if short else " recompute"
+    return f"{_gpus(role, with_pool)} {word}{recompute}"
+
+
+def _gpus(role: RoleLayout, with_pool: bool) -> str:
+    pool = f"{role.pool} " if with_pool else ""
+    if role.gpus == role.nodes * role.gpus_per_node:
+        return f"{pool}{role.nodes}x{role.gpus_per_node}"
+    return f"{pool}{role.gpus} of {role.nodes}x{role.gpus_per_node}"
+
+
+def _memory(layout: Layout) -> str:
+    """Used of the limit: of the shared GPUs, or of teacher and student."""
+    roles = (layout.student,) if layout.colocated else (layout.teacher, layout.student)
+    words = [f"{_gib(role.memory_gib)}/{_gib(role.memory_limit_gib)}" for role in roles]
+    return " ".join(words)
+
+
+def _gib(gib: float) -> str:
+    return f"{gib:.1f}" if gib < 9.95 else f"{gib:.0f}"
+
+
+def _count(value: float) -> str:
+    """Three digits and a unit: 1.18M, 512k, 970."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * size:
+            return f"{figure(value / size)}{unit}"
+    return figure(value)
+
+
+def _aligned(rows: Sequence[Row]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    return [
+        " ".join(
+            f"{cell:>{width}}" if heading in RIGHT else f"{cell:<{width}}"
+            for cell, width, heading in zip(row, widths, HEADINGS, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
+def _short_warnings(plan: Plan, room: int) -> list[str]:
+    """Whole warnings while there is room, and how many are left out."""
+    lines: list[str] = []
+    for i, warning in enumerate(plan.warnings):
+        more = _warning(warning)
+        left = len(plan.warnings) - i
+        if len(lines) + len(more) + (left > 1) > min(room, MOST_WARNINGS + 1):
+            return [*lines, f"({left} {'warnings' if left > 1 else 'warning'}: --explain)"]
+        lines += more
+    return lines
+
+
+def _warning(text: str) -> list[str]:
+    return _wrapped(f"warning: {text}", "  ")
+
+
+def _all_warnings(plan: Plan) -> list[str]:
+    return [line for warning in plan.warnings for line in _warning(warning)]
+
+
+def _details(plan: Plan, shown: Sequence[Layout]) -> Iterator[str]:
+    """Each layout's times and memory by part."""
+    for layout in shown:
+        yield ""
+        yield from _wrapped(f"{'>' if layout == plan.chosen else ' '} {layout.placement}, {_in_words(layout)}", "  ")
+        yield from _figures(layout)
+    yield ""
+    yield from _wrapped(f"  TRL's layout, {_in_words(plan.baseline)}", "  ")
+    yield f"  its own engine takes {plan.baseline_engine_factor:g} times as long as ours, which no figure here contains"
+    yield from _figures(plan.baseline)
+
+
+def _in_words(layout: Layout) -> str:
+    teacher, student = layout.teacher, layout.student
+    freed = {True: " freed after the forward", False: " kept until the backward", None: ""}
+    return (
+        f"teacher {teacher.pool} {_gpus(teacher, False)} {describe_role(teacher)}, "
+        f"student {student.pool} {_gpus(student, False)} {describe_role(student)}{freed[student.reshard_after_forward]}"
+    )
+
+
+def _figures(layout: Layout) -> Iterator[str]:
+    step = layout.step_seconds
+    times = [("teacher", layout.teacher_seconds), ("student", layout.student_seconds)]
+    if not layout.colocated:
+        times.append(("transport", layout.transport_seconds))
+    yield from _entry(
+        "time",
+        f"{seconds_text(step.p50)} a step (p10 {seconds_text(step.p10)}, p90 {seconds_text(step.p90)}): "
+        f"{', '.join(f'{name} {seconds_text(seconds)}' for name, seconds in times)}",
+    )
+    ahead = "" if layout.colocated else f", {_many(layout.prefetch, 'micro-batch')} ahead"
+    launch = f"; launch {layout.launch}" if layout.launch else ""
+    idle = f"; {layout.gpus_idle} GPUs idle" if layout.gpus_idle else ""
+    size = f"{_count(layout.payload_bytes_per_token)}B a token"
+    yield from _entry("payload", f"{layout.payload}, {size}{ahead}{launch}{idle}")
+    roles = {"both": layout.student} if layout.colocated else {"teacher": layout.teacher, "student": layout.student}
+    for name, role in roles.items():
+        parts = sorted(role.memory_parts_gib.items(), key=lambda part: -part[1])
+        words = ", ".join(f"{part} {figure(gib)}" for part, gib in parts)
+        yield from _entry(name, f"{figure(role.memory_gib)} of {figure(role.memory_limit_gib)} GiB: {words}")
+
+
+def _entry(name: str, text: str) -> list[str]:
+    return textwrap.wrap(f"  {name:<9} {text}", WIDTH, subsequent_indent=" " * 12, break_on_hyphens=False)
+
+
+def _inflections(plan: Plan) -> Iterator[str]:
+    if plan.inflections:
+        yield ""
+    for change in plan.inflections:
+        where = f"from {change.value:.0f} {change.quantity} on"
+        yield from _wrapped(f"{where} {change.above} is faster than {change.below}", "  ")
+
+
+def _front(plan: Plan) -> Iterator[str]:
+    """Step time against GPU-hours."""
+    yield ""
+    yield "no layout is both faster and cheaper than one of these:"
+    for layout in plan.pareto:
+        costs = f"{seconds_text(layout.step_seconds.p50):>8} {figure(layout.gpu_hours):>6} GPU-h"
+        roles = f"{_teacher_cell(layout.teacher, True, False)}, {_student_cell(layout.student, True, False)}"
+        yield f"  {costs}  {layout.placement:<9} {roles}"
+
+
+def _search(plan: Plan) -> Iterator[str]:
+    yield ""
+    yield f"searched {plan.search.evaluated} layouts in {seconds_text(plan.search.seconds)}; left out:"
+    for reason, count in sorted(plan.search.rejected.items(), key=lambda item: -item[1]):
+        yield f"  {count:>7}  {reason}"

@@ -1,0 +1,1 @@
+"""The planner: every layout of two models on a cluster, the best of them, and why."""
