@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 # Of a held-out file this much, from its middle, is enough to measure on and quick to evaluate.
-EXCERPT = 1024
+EXCERPT = 512
 SKIPPED = {
     "__pycache__", "test", "tests", "site-packages", "idlelib", "lib2to3", "encodings", "pydoc_data", "ensurepip"
 }  # fmt: skip
