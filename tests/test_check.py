@@ -90,7 +90,7 @@ def test_a_hub_id_that_is_not_in_the_cache(project: Project) -> None:
         "cluster.pools.0.memory_gib=64",
     )
     (project.folder / "x.npy").write_bytes(b"")
-    found = look(project, *settings, machine=replace(MACHINE, memory_gib=64.0))
+    found = look(project, *settings, machine=replace(MACHINE, memory_gib=64.0), HF_HUB_OFFLINE="0")
     assert found["teacher.model"].ok
     assert found["teacher.model"].says.endswith("is not in the Hugging Face cache; submit fetches it")
     offline = look(project, *settings, HF_HUB_OFFLINE="1")

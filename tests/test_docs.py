@@ -80,8 +80,7 @@ def test_the_house_shown_is_the_house() -> None:
 
 def test_every_command_in_the_readme_exists() -> None:
     listed = kd_launch("--help").stdout
-    quoted = "\n".join(re.findall(r"`[^`]+`|^kd-launch .*", README.read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bkd-launch ([a-z]+)", quoted))
+    named = set(re.findall(r"(?:^|`|\$ )kd-launch ([a-z]+)", README.read_text(), re.MULTILINE))
     assert named >= {"init", "prepare", "plan", "check", "submit", "status", "logs", "cancel", "schema"}
     for command in named:
         assert re.search(rf"^│ {command} ", listed, re.MULTILINE), command

@@ -78,12 +78,12 @@ def test_top_limits_the_rows():
 
 
 def test_row_shows_the_layout():
-    plan = plan_llama(H100_2)
+    plan = plan_llama(H100_2, student={"activation_recompute": "full"}, training={"micro_batch_size": 16})
     header, headings, row = format_plan(plan).splitlines()[:3]
     assert header.startswith("case: 256 x 4096 tokens a step; best of ")
     assert header.endswith(" layouts: 2 nodes, 16 ranks")
     assert headings.split() == ["placement", "teacher", "student", "batch", "payload", "step", "tok/s", "GiB", "GPU-h"]
-    assert "2x8 fsdp 8 " in row
+    assert row.startswith("> colocated 2x8 ")
     assert "2x8 fsdp 16 recompute" in row
     assert "16 x 1" in row
     assert f"{plan.chosen.step_seconds.p50:.1f} s" in row
@@ -127,7 +127,7 @@ def test_explanation_tells_memory_times_and_what_was_left_out():
     text = format_plan(plan, explain=True)
     assert "p10 " in text
     assert "teacher weights " in text
-    assert "unsharded gradients " in text
+    assert "training state " in text
     assert "TRL's layout, teacher h100 2x8 fsdp 16" in text
     assert "its own engine takes 2.2 times as long" in text
     assert "tokens in a teacher micro-batch" in text

@@ -23,6 +23,9 @@ _SCALARS = {
     ),
 }
 
+# A few nested anchors make a small file a huge one; no spec is this long.
+_MOST_VALUES = 10_000
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's scalars."""
@@ -89,12 +92,19 @@ def parse(name: str, text: str) -> Document:
 
 def parse_value(argument: str, text: str) -> Any:
     """The value on the right of `--set key=value`, read as YAML."""
+    loader = _Loader(text)
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _collect(f"--set {argument}", node, (), {}, 0)
+        return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpecError(
             f"--set {argument}: the value is no YAML; quote it for YAML too, such as --set name='\"x: y\"'"
         ) from error
+    finally:
+        loader.dispose()
 
 
 def _line(node: yaml.Node) -> int:
@@ -105,9 +115,11 @@ def _collect(name: str, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int
     """Fills `lines` from a node tree. Anchors may make it a graph, merged keys are refused: a spec needs neither."""
     if depth > 20:
         raise SpecError(f"{name}:{_line(node)}: is nested more than 20 levels deep")
+    if len(lines) > _MOST_VALUES:
+        raise SpecError(f"{name}:{_line(node)}: holds more than {_MOST_VALUES} values, those behind anchors included")
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
                 raise SpecError(f"{name}:{_line(key_node)}: keys must be plain words")
             child = (*path, str(key_node.value))
             if child in lines:

@@ -83,8 +83,9 @@ def _describe_one(
         legal = sorted(_fields_of(model, path[:-1]))
         suggestion = nearest(str(path[-1]), legal)
         return f"{document.where(where)}: {field}: is no key here{suggestion}; legal keys: {', '.join(legal)}"
-    if first["type"] == "value_error":
-        text = str(first.get("ctx", {}).get("error", first["msg"]))
+    broken_rule = next((error for error in group if error["type"] == "value_error"), None)
+    if broken_rule is not None:  # of a union's branches, the one whose shape the value has
+        text = str(broken_rule.get("ctx", {}).get("error", broken_rule["msg"]))
         return f"{document.where(where)}: {text}"
     expected = " or ".join(dict.fromkeys(_expected(error) for error in group))
     suggestion = nearest(str(first["input"]), _literals(group)) if isinstance(first["input"], str) else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from kd_launch.errors import KdLaunchError
+from kd_launch.errors import RunFailedError
 from kd_launch.plan import RunPlan
 from kd_launch.run_dir import RunDir
 from kd_launch.runtime.batches import Batches
@@ -25,10 +25,8 @@ from kd_launch.runtime.world import World
 MOST_BAD_STEPS = 3
 
 
-class DivergedError(KdLaunchError):
+class DivergedError(RunFailedError):
     """The training has left the finite numbers."""
-
-    exit_code = 5
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kd_launch.errors import KdLaunchError
+from kd_launch.errors import RunFailedError
 from kd_launch.runtime.payload import STAMP_BYTES, PayloadForm, Stamp
 
 
-class TransportError(KdLaunchError):
+class TransportError(RunFailedError):
     """A message that is not the one expected: the two sides do not agree on what they work on."""
 
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed.device_mesh import DeviceMesh
 
+from kd_launch.cluster import Cluster
 from kd_launch.errors import SpecError
 from kd_launch.plan import Layout, Role, RunPlan, unsupported_by_runtime
 from kd_launch.run_dir import RunDir, read_json, write_json
@@ -106,7 +107,7 @@ def join(environment: Environment, run: RunPlan, run_dir: RunDir, role: Role) ->
     device = choose_device(run, role, environment.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store = _meet(environment, run_dir)
+    store = _meet(environment, run_dir, meeting_host(run.cluster))
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     # No device_id: with it every new group would split the world's communicator, and unbatched sends would share it.
     dist.init_process_group(
@@ -141,11 +142,16 @@ def _warm_up(group: dist.ProcessGroup, device: torch.device) -> None:
     dist.all_reduce(torch.zeros(1, device=device), group=group)
 
 
-def _meet(environment: Environment, run_dir: RunDir) -> Store:
+def meeting_host(cluster: Cluster) -> str:
+    """How other ranks reach this one: its host name as the site resolves it; on a local cluster the loopback address,
+    since the name of a laptop or container may resolve to nothing."""
+    return "127.0.0.1" if cluster.scheduler == "local" else socket.gethostname() + cluster.host_suffix
+
+
+def _meet(environment: Environment, run_dir: RunDir, host: str) -> Store:
     """The store of this attempt: rank 0 serves it on a free port and writes where, and a secret, to a file."""
     path = run_dir.store_address(environment.attempt)
     if environment.rank == 0:
-        host = socket.gethostname()
         server = TCPStore(host, 0, is_master=True, timeout=PATIENCE, wait_for_workers=False)
         secret = secrets.token_hex(16)
         write_json(path, {"host": host, "port": server.port, "secret": secret}, mode=0o600)
