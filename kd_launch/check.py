@@ -203,8 +203,17 @@ def _run_root(inputs: Inputs) -> Finding:
         return Finding(False, "run_root", f"{problem}; set run_root in the cluster file to a folder you may write")
     needed = inputs.student.parameters * DTYPE_BYTES[inputs.spec.student.dtype] / GIB
     if free < needed:
-        return Finding(False, "run_root", f"{there}: {free:.1f} GiB are free, but the student alone takes {needed:.1f}")
+        return Finding(
+            False,
+            "run_root",
+            f"{there}: {_size(free)} are free, but the student alone takes {_size(needed)}; "
+            "free space there, or set run_root in the cluster file to another disk",
+        )
     return Finding(True, "run_root", str(root))
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.1f} MiB"
 
 
 def _script(inputs: Inputs, layout: Layout, place: Place) -> Finding:

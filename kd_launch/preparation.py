@@ -177,7 +177,7 @@ def prepare(inputs: Inputs, pool: Pool, run: Runner, environ: Mapping[str, str])
     argv = [place.python, "-m", "kd_launch.runtime.prepare"]
     done = place.run(argv, run, timeout=None, stdin=json.dumps(request), pass_stderr=True)
     if not done.ok:
-        raise _preparation_error(done)
+        raise _preparation_error(done, site_speaks=bool(place.setup))
     try:
         return Prepared.model_validate_json(done.stdout)
     except ValidationError as error:
@@ -206,9 +206,13 @@ class _Place:
         return run(line, timeout=timeout, stdin=stdin, env=self.environ, pass_stderr=pass_stderr)
 
 
-def _preparation_error(done: Completed) -> KdLaunchError:
+def _preparation_error(done: Completed, *, site_speaks: bool) -> KdLaunchError:
+    """Without words where the preparation wrote its own; the site's setup may end with the same codes and say less."""
     if done.returncode == INTERRUPTED:
         raise KeyboardInterrupt
     kinds = {kind.exit_code: kind for kind in (SpecError, DoesNotFitError, CheckError)}
+    kind = kinds.get(done.returncode or 0)
+    if kind is not None and not site_speaks:
+        return kind("")
     words = done.problem or f"preparing models and data ended with exit code {done.returncode}; it said why above"
-    return kinds.get(done.returncode or 0, CheckError)(words)
+    return (kind or CheckError)(words)

@@ -1,6 +1,7 @@
 """The preflight: each thing that it looks at, found right and found wrong."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -118,7 +119,8 @@ def test_a_run_root_that_cannot_be_written(project: Project) -> None:
 def test_a_disk_that_is_too_small(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=100))
-    assert "0.0 GiB are free, but the student alone takes" in failed(look(project))["run_root"]
+    found = failed(look(project))["run_root"]
+    assert re.search(r"0\.0 MiB are free, but the student alone takes \d+\.\d MiB; free space there", found)
 
 
 def test_a_layout_that_does_not_fit(project: Project) -> None:

@@ -137,11 +137,20 @@ def test_who_has_read_enough_is_left_in_peace(project: Project) -> None:
     assert (process.returncode, errors) == (0, "")
 
 
-def test_an_answer_that_cannot_be_written(project: Project) -> None:
+@pytest.mark.parametrize("command", ["schema", "--help", "--version"])
+def test_an_answer_that_cannot_be_written(project: Project, command: str) -> None:
     with open("/dev/full", "w") as full:
-        process = project.start("schema", stdout=full)
+        process = project.start(command, stdout=full)
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (2, "error: the answer cannot be written: No space left on device\n")
+
+
+def test_a_folder_that_was_removed_under_us(project: Project) -> None:
+    gone = project.folder / "gone"
+    code = f"import os; os.mkdir({str(gone)!r}); os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); {CALL}"
+    for command in (["status"], ["plan", str(project.config)]):
+        done = python(code, *command)
+        assert (done.returncode, done.stderr) == (2, "error: the current folder was removed; cd to another one\n")
 
 
 # Answers
@@ -196,6 +205,23 @@ def test_set_and_cluster_reach_the_files(project: Project) -> None:
     )
     chosen = json.loads(done.stdout)["chosen"]
     assert (chosen["student"]["pool"], chosen["global_batch_size"]) == ("there", 8)
+
+
+def test_render_writes_through_links_and_pipes(project: Project) -> None:
+    link, pipe, target = (project.folder / name for name in ("link", "pipe", "target"))
+    target.touch()
+    link.symlink_to(target)
+    os.mkfifo(pipe)
+    kept_open = os.open(pipe, os.O_RDWR)
+    try:
+        for output in (link, pipe):
+            done = project.call("render", "distill.yaml", "--run-dir", "x", "--output", str(output))
+            assert done.returncode == 0, done.stderr
+        assert os.read(kept_open, 1 << 16) == target.read_bytes() != b""
+    finally:
+        os.close(kept_open)
+    assert link.is_symlink()
+    assert pipe.is_fifo()
 
 
 def test_render_says_which_folder_it_is_for(project: Project) -> None:

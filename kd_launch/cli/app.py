@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from kd_launch import __version__
-from kd_launch.errors import KdLaunchError
+from kd_launch.errors import KdLaunchError, SpecError
 
 if TYPE_CHECKING:
     from kd_launch.preparation import Source
@@ -20,21 +22,34 @@ INTERRUPTED = 130
 class Commands(TyperGroup):
     """The group of commands."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _errors_become_words():  # --help and --version answer here
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
+        with _errors_become_words():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _errors_become_words() -> Iterator[None]:
+    """What ends a command becomes a line on stderr and an exit code; a bug of ours keeps its traceback."""
+    try:
         try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except KdLaunchError as error:
-            raise _exit(str(error), error.exit_code) from None
-        except BrokenPipeError:
-            _drop_stdout()
-            raise typer.Exit(0) from None  # whoever read us has read enough
-        except OSError as error:
-            _drop_stdout()
-            raise _exit(f"{error.filename or 'the answer cannot be written'}: {error.strerror or error}", 2) from None
-        except KeyboardInterrupt:
-            raise _exit("interrupted", INTERRUPTED) from None
-        return result
+            yield
+        finally:
+            if sys.stdout is not None:  # closed by the caller, `>&-`
+                sys.stdout.flush()
+    except KdLaunchError as error:
+        raise _exit(str(error), error.exit_code) from None
+    except BrokenPipeError:
+        _drop_stdout()
+        raise typer.Exit(0) from None  # whoever read us has read enough
+    except OSError as error:
+        _drop_stdout()
+        raise _exit(f"{error.filename or 'the answer cannot be written'}: {error.strerror or error}", 2) from None
+    except KeyboardInterrupt:
+        raise _exit("interrupted", INTERRUPTED) from None
 
 
 def _exit(message: str, code: int) -> typer.Exit:
@@ -100,7 +115,15 @@ def source_of(config: Path, settings: list[str] | None, cluster: Path | None) ->
     """The input of a command, and what surrounds it."""
     from kd_launch.preparation import Source
 
-    return Source(config, settings or [], cluster, os.environ, Path.cwd())
+    return Source(config, settings or [], cluster, os.environ, current_folder())
+
+
+def current_folder() -> Path:
+    """Raises SpecError where somebody has removed it."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise SpecError("the current folder was removed; cd to another one") from error
 
 
 def _show_version(asked: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kd_launch.cli.app import ClusterFile, Config, Json, NewRunDir, Set, app, say, source_of
+from kd_launch.cli.app import ClusterFile, Config, Json, NewRunDir, Set, app, current_folder, say, source_of
 from kd_launch.errors import CheckError
 
 if TYPE_CHECKING:
@@ -88,9 +88,17 @@ def render(
     if output is None:
         print(text, end="")
     else:
-        from kd_launch.run_dir import write_whole
+        _write(output, text)
 
-        write_whole(output, text.encode())
+
+def _write(path: Path, text: str) -> None:
+    """A file appears whole or not at all; a link or a device, such as /dev/stdout, is written to, not replaced."""
+    from kd_launch.run_dir import write_whole
+
+    if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_whole(path, text.encode())
 
 
 def script_of(source: "Source", given: Path | None) -> str:
@@ -127,4 +135,4 @@ def findings(inputs: "Inputs", choose: "Callable[[], Layout]") -> "Iterator[Find
     from kd_launch.commands import run
     from kd_launch.local.machine import read_machine
 
-    return look(inputs, choose, Place(read_machine(), os.environ, Path.cwd(), run))
+    return look(inputs, choose, Place(read_machine(), os.environ, current_folder(), run))

@@ -24,6 +24,7 @@ from kd_launch.cli.app import (
     RunRoot,
     Set,
     app,
+    current_folder,
     say,
     source_of,
 )
@@ -127,7 +128,7 @@ def _list_runs(run_root: Path | None, as_json: bool) -> None:
     from kd_launch.runs import lookup as runs
     from kd_launch.runs.status import Status, read_status
 
-    root = runs.run_root(run_root, os.environ, Path.cwd())
+    root = runs.run_root(run_root, os.environ, current_folder())
     found = [read_status(run, time.time()) for run in runs.list_runs(root)]
     if as_json:
         print(TypeAdapter(list[Status]).dump_json(found, indent=2).decode())
@@ -194,7 +195,7 @@ def cancel(run: OneRun, run_root: RunRoot = None) -> None:
 def _find(text: str, run_root: Path | None) -> "RunDir":
     from kd_launch.runs import lookup as runs
 
-    cwd = Path.cwd()
+    cwd = current_folder()
     return runs.find_run(text, runs.run_root(run_root, os.environ, cwd), cwd)
 
 
@@ -217,7 +218,7 @@ def _spoken(run: "RunDir") -> str:
     """How the next command names a run: by its name where that is found without --run-root."""
     from kd_launch.runs.lookup import run_root
 
-    is_found = run.path.parent == run_root(None, os.environ, Path.cwd())
+    is_found = not run.name.startswith("-") and run.path.parent == run_root(None, os.environ, current_folder())
     return shlex.quote(run.name if is_found else str(run.path))
 
 
