@@ -214,9 +214,13 @@ def export(config: Any, state: dict[str, Tensor], spec: Spec, target: Path) -> N
         model.generation_config = GenerationConfig.from_pretrained(source)
     # transformers writes on global rank 0 only, without a word on others; here that is a teacher.
     model.should_save_on_this_rank = lambda is_main_process: is_main_process
-    model.save_pretrained(partial)
-    assert (partial / "config.json").exists(), "transformers wrote no model"
-    _tokenizer_folder(spec, source).save_pretrained(partial)
+    try:
+        model.save_pretrained(partial)
+        assert (partial / "config.json").exists(), "transformers wrote no model"
+        _tokenizer_folder(spec, source).save_pretrained(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk leaves nothing half-written
+        raise
     if target.exists():
         shutil.rmtree(target)
     partial.replace(target)

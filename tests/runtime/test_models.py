@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kd_launch.errors import SpecError
-from kd_launch.runtime.models import head_of, keep_layers, load_head, load_teacher, weight_files
+from kd_launch.plan import read_run_plan
+from kd_launch.runtime.models import export, head_of, keep_layers, load_head, load_teacher, weight_files
 from kd_launch.runtime.parallel import MicroBatch, last_hidden_states
 from kd_launch.spec import Teacher
 from tests.runtime.conftest import Material
@@ -132,3 +133,20 @@ def test_random_weights_do_not_depend_on_the_layout(tmp_path: Path, material: Ma
         )  # fmt: skip
         losses.append([line["loss"] for line in run_to_end(run_dir, layout).metrics() if line.get("loss")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_an_export_that_fails_leaves_nothing_behind(
+    tmp_path: Path, material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_layout(teachers=1, replicas=1, colocated=True, micro_batch=2, accumulation=1)
+    run_dir = make_run(tmp_path / "run", layout, material.teacher, material.student, material.tokens)
+    spec = read_run_plan(run_dir.plan).spec
+    model = AutoModelForCausalLM.from_pretrained(material.student, dtype=torch.float32)
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        export(model.config, model.state_dict(), spec, run_dir.model)
+    assert not [path.name for path in run_dir.path.iterdir() if "model" in path.name]
