@@ -14,7 +14,8 @@ the code; it never shows a traceback for one of these.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class KdLaunchError(Exception):
@@ -61,6 +62,15 @@ class SlurmSilentError(KdLaunchError):
     """Slurm did not answer in time."""
 
     exit_code = 6
+
+
+def first_problem(findings: Sequence[Mapping[str, Any]], whole: str) -> str:
+    """pydantic's first finding about a file of ours, as "field: what is wrong"; `whole` stands for the file itself.
+
+    For files that programs wrote; what people write is answered in full by `reading.field_errors`.
+    """
+    field = ".".join(str(part) for part in findings[0]["loc"]) or whole
+    return f"{field}: {findings[0]['msg']}"
 
 
 def nearest(name: str, legal: Iterable[str]) -> str:

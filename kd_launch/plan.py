@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kd_launch.cluster import Cluster
-from kd_launch.errors import SpecError
+from kd_launch.errors import SpecError, first_problem
 from kd_launch.spec import Spec
 
 VALUE = ConfigDict(frozen=True, extra="forbid")
@@ -209,9 +209,8 @@ def read_run_plan(path: Path) -> RunPlan:
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror or error}; is its folder a kd-launch run?") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise SpecError(f"{path}: {field}: {first['msg']}; was it written by another version of kd-launch?") from error
+        problem = first_problem(error.errors(), "the file")
+        raise SpecError(f"{path}: {problem}; was it written by another version of kd-launch?") from error
 
 
 def unsupported_by_runtime(layout: Layout) -> str | None:

@@ -73,7 +73,7 @@ class RunDir:
         return self.logs / "batch.log"
 
     def role_log(self, attempt: int, role: str) -> Path:
-        return self.logs / f"attempt-{attempt}" / f"{role}.log"
+        return self.logs / f"attempt-{attempt}" / f"{log_name(role)}.log"
 
     def failure(self, attempt: int) -> Path:
         return self.path / "failures" / f"attempt-{attempt}.json"
@@ -105,6 +105,11 @@ class RunDir:
         """Attempts that were begun, in order."""
         names = (re.fullmatch(r"attempt-(\d+)", path.name) for path in self.attempts.glob("attempt-*"))
         return sorted(int(match[1]) for match in names if match)
+
+
+def log_name(role: str) -> str:
+    """After which role the log of a rank is named: ranks with both roles write to the student's."""
+    return "student" if role == "both" else role
 
 
 def run_name(name: str, now: datetime) -> str:
@@ -165,6 +170,20 @@ def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
 def write_json(path: Path, value: Mapping[str, object], mode: int = 0o644) -> None:
     """`write_whole` of one JSON object."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode(), mode)
+
+
+def write_first_json(path: Path, value: Mapping[str, object]) -> bool:
+    """`write_json` unless the file is there already: of several writers the first one wins. Returns whether it did."""
+    path.parent.mkdir(exist_ok=True)
+    mine = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    write_json(mine, value)
+    try:
+        os.link(mine, path)  # unlike a rename it fails where there is a file
+    except FileExistsError:
+        return False
+    finally:
+        mine.unlink()
+    return True
 
 
 def read_json(path: Path) -> dict[str, object] | None:

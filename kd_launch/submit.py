@@ -30,7 +30,7 @@ from kd_launch.errors import CheckError
 from kd_launch.local.processes import ProcessIdentity, identify
 from kd_launch.local.supervisor import Death, End, Patience, RankCommandLine, Supervisor, signal_name
 from kd_launch.local.surroundings import RUN_VARIABLE, with_setup, without_launchers
-from kd_launch.run_dir import RunDir, write_json
+from kd_launch.run_dir import RunDir, write_first_json, write_json
 
 if TYPE_CHECKING:
     from kd_launch.scripts.script import Script  # not here: every rank waits for the imports of this module
@@ -78,8 +78,7 @@ class Order:
         return self.run.attempt(self.attempt) / "submitit"
 
     def log(self, role: str) -> Path:
-        """Ranks that have both roles write to the student's."""
-        return self.run.role_log(self.attempt, "student" if role == "both" else role)
+        return self.run.role_log(self.attempt, role)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -216,15 +215,10 @@ class RunController(Controller):  # type: ignore[misc]
         """Writes the failure record of a rank that could not write its own."""
         error = death.words() if death.exit_code < 0 else f"{death.words()}; its log has the reason"
         attempt, host = self._order.attempt, socket.gethostname()
-        record = {"attempt": attempt, "role": death.role, "rank": death.rank, "host": host}
-        path = self._order.run.failure(attempt)
-        mine = path.with_name(f".{path.name}.controller")
+        record: dict[str, object] = {"attempt": attempt, "role": death.role, "rank": death.rank, "host": host}
+        record |= {"error": error, "traceback": None, "time": time.time()}
         try:
-            path.parent.mkdir(exist_ok=True)
-            write_json(mine, {**record, "error": error, "traceback": None, "time": time.time()})
-            with suppress(FileExistsError):
-                os.link(mine, path)  # the first record stays
-            mine.unlink()
+            write_first_json(self._order.run.failure(attempt), record)
         except OSError as problem:
             _say(f"the failure record cannot be written: {problem}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from kd_launch.errors import SpecError
+from kd_launch.errors import SpecError, first_problem
 from kd_launch.plan import VALUE, TokenStores
 from kd_launch.run_dir import read_json
 from kd_launch.sources import FileHashes, Format, ModelFiles, cached_commit, model_sources, source_files
@@ -78,8 +78,7 @@ def read_header(store: Path) -> StoreHeader:
     try:
         header = StoreHeader.model_validate(found)
     except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise SpecError(f"{path}: {field}: {error.errors()[0]['msg']}; {_remove(store)}") from error
+        raise SpecError(f"{path}: {first_problem(error.errors(), 'the file')}; {_remove(store)}") from error
     for name, size in header.bytes.items():
         _check_size(store, name, size)
     return header

@@ -240,6 +240,5 @@ def _raise_unless_completed(run: "RunDir", latest: "Status") -> None:
     reason = failure_words(latest.failure) if latest.failure else latest.components[0].reason or latest.state.lower()
     log = run.batch_log
     if latest.failure:
-        role = "student" if latest.failure.role == "both" else latest.failure.role
-        log = run.role_log(latest.failure.attempt, role)
+        log = run.role_log(latest.failure.attempt, latest.failure.role)
     raise RunFailedError(f"{run.name} {latest.state}: {reason}; see {log}")

@@ -11,7 +11,6 @@ import yaml
 MICRO = 1e-6
 GB = 1e9
 GIB = 2**30
-MIB = 2**20
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Piece:
 
 def log_files(run: RunDir, attempt: int, role: Role | None, colocated: bool) -> list[Path]:
     """The logs of a role, or of both; ranks that have both roles write to one."""
-    roles = [Role.STUDENT] if colocated else [Role.TEACHER, Role.STUDENT]
+    roles = [Role.BOTH] if colocated else [Role.TEACHER, Role.STUDENT]
     chosen = [one for one in roles if colocated or role in (None, one)]
     return [run.role_log(attempt, one) for one in chosen]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kd_launch import __version__
 from kd_launch.commands import Runner
-from kd_launch.errors import SpecError
+from kd_launch.errors import SpecError, first_problem
 from kd_launch.local.processes import ProcessIdentity
 from kd_launch.run_dir import RunDir, read_json, write_whole
 
@@ -64,9 +64,8 @@ def read_state(run: RunDir) -> RunState | None:
     try:
         return RunState.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise SpecError(f"{run.state}: {field}: {first['msg']}; was it written by another version?") from error
+        problem = first_problem(error.errors(), "the file")
+        raise SpecError(f"{run.state}: {problem}; was it written by another version?") from error
 
 
 def write_state(run: RunDir, state: RunState) -> None:

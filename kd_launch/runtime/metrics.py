@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from kd_launch.plan import Role
-from kd_launch.run_dir import RunDir, write_json, write_whole
+from kd_launch.run_dir import RunDir, write_first_json, write_json
 
 HEARTBEAT_SECONDS = 2.0
 
@@ -106,19 +106,11 @@ def record_failure(run_dir: RunDir, attempt: int, role: Role, rank: int, error: 
         "error": f"{type(error).__name__}: {error}", "time": time.time(),
         "traceback": "".join(traceback.format_exception(error)),
     }  # fmt: skip
-    path.parent.mkdir(exist_ok=True)
-    mine = path.with_name(f".{path.name}.rank-{rank}")
-    write_whole(mine, (json.dumps(record, indent=2) + "\n").encode())
-    try:
-        os.link(mine, path)  # fails where the record exists: the first one stays
-    except FileExistsError:
-        pass
-    finally:
-        mine.unlink()
+    write_first_json(path, record)
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """The most memory this process held: on its GPU, or of the machine for a CPU rank. GiB."""
+def memory_gib(device: torch.device) -> float:
+    """The most memory this process held on its GPU; for a CPU rank what it holds now, without files' pages. GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     for line in Path("/proc/self/status").read_text().splitlines():

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from kd_launch import __version__
 from kd_launch.cluster import CLOSED, Cluster
-from kd_launch.errors import KdLaunchError, SpecError
+from kd_launch.errors import KdLaunchError, SpecError, first_problem
 from kd_launch.runtime.build import Counts, Progress, Recipe, build_store
 from kd_launch.runtime.documents import load_hub
 from kd_launch.runtime.hub import fetch_model, why_offline
@@ -202,9 +202,7 @@ def read_request(arguments: Sequence[str], standard_input: TextIO) -> Request:
     except UnicodeDecodeError as error:
         raise SpecError(f"{name}: is not UTF-8") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise SpecError(f"{name}: {field}: {first['msg']}") from error
+        raise SpecError(f"{name}: {first_problem(error.errors(), 'the document')}") from error
 
 
 def progress_on(stream: TextIO, now: Callable[[], float] = time.monotonic) -> Progress:

@@ -15,7 +15,7 @@ from kd_launch.runtime.batches import Batches
 from kd_launch.runtime.colocated import PayloadSource
 from kd_launch.runtime.data import Item
 from kd_launch.runtime.losses import STATISTICS
-from kd_launch.runtime.metrics import MetricsFile, Progress, peak_memory_gib
+from kd_launch.runtime.metrics import MetricsFile, Progress, memory_gib
 from kd_launch.runtime.models import export
 from kd_launch.runtime.optimizer import MakeOptimizer, clip_gradients, learning_rate, set_learning_rate
 from kd_launch.runtime.parallel import DistilledStudent, reduce_gradients, whole_state
@@ -157,7 +157,7 @@ class Trainer:
             "step_seconds": result.seconds,
             "student_wait_seconds": result.student_wait,
             "teacher_wait_seconds": result.teacher_wait,
-            "memory_gib": peak_memory_gib(self._world.device),
+            "memory_gib": memory_gib(self._world.device),
             "attempt": self._world.attempt,
             "time": time.time(),
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 from kd_launch.cluster import Cluster
 from kd_launch.errors import SpecError
 from kd_launch.plan import Layout, Role, RoleLayout
-from kd_launch.run_dir import RunDir
+from kd_launch.run_dir import RunDir, log_name
 from kd_launch.scripts.directives import Allocation, batch_directives, component_directives, cores_per_rank
 from kd_launch.scripts.rank_command import Site, check_line, pyxis_options, rank_command, shared_by, site_of
 from kd_launch.spec import Spec
@@ -27,9 +27,9 @@ class Part:
     """What each rank starts. The template of launch `ranks` adds --role and its value."""
 
     @property
-    def log(self) -> Role:
-        """After which role its log is named; ranks with both roles write to the student's."""
-        return Role.STUDENT if self.role is Role.BOTH else self.role
+    def log(self) -> str:
+        """After which role its log is named."""
+        return log_name(self.role)
 
 
 @dataclass(frozen=True)
