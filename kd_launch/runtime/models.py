@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from kd_launch.architecture import from_config
 from kd_launch.errors import SpecError
 from kd_launch.runtime.losses import Head
+from kd_launch.runtime.tokenizer_pair import load_tokenizer
+from kd_launch.sources import model_sources
 from kd_launch.spec import Spec, Student, Teacher, TeacherLayers
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -192,7 +194,7 @@ def _read(names: dict[str, Path], name: str, dtype: torch.dtype, device: torch.d
 
 
 def export(config: Any, state: dict[str, Tensor], spec: Spec, target: Path) -> None:
-    """Writes the student as `from_pretrained` loads it, tokenizer included; the folder appears when all of it is there.
+    """Writes the student as `from_pretrained` loads it, its tokenizer too where it has one; the folder appears whole.
 
     Args:
         config: of the student.
@@ -207,9 +209,7 @@ def export(config: Any, state: dict[str, Tensor], spec: Spec, target: Path) -> N
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=spec.student.trust_remote_code)
     model.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
     model.tie_weights()
-    source_role = spec.teacher if isinstance(spec.student.start_from, TeacherLayers) else spec.student
-    assert source_role.model is not None
-    source = model_folder(source_role.model, source_role.revision, "student.model")
+    source = model_sources(spec)[0].folder()
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(source)
     # transformers writes on global rank 0 only, without a word on others; here that is a teacher.
@@ -217,7 +217,8 @@ def export(config: Any, state: dict[str, Tensor], spec: Spec, target: Path) -> N
     try:
         model.save_pretrained(partial)
         assert (partial / "config.json").exists(), "transformers wrote no model"
-        _tokenizer_folder(spec, source).save_pretrained(partial)
+        if (tokenizer := _tokenizer(spec)) is not None:
+            tokenizer.save_pretrained(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk leaves nothing half-written
         raise
@@ -226,10 +227,7 @@ def export(config: Any, state: dict[str, Tensor], spec: Spec, target: Path) -> N
     partial.replace(target)
 
 
-def _tokenizer_folder(spec: Spec, source: Path) -> Any:
-    """The student's tokenizer; the teacher's, which is the same, where the student is only a config.json."""
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=spec.student.trust_remote_code)
-    except (OSError, ValueError):
-        folder = model_folder(spec.teacher.model, spec.teacher.revision, "teacher.model")
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.teacher.trust_remote_code)
+def _tokenizer(spec: Spec) -> Any | None:
+    """The student's tokenizer, else the teacher's, which is the same; None for data of tokens that needed neither."""
+    found = next((model for model in model_sources(spec) if model.tokenizer_files()), None)
+    return None if found is None else load_tokenizer(found)

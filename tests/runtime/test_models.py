@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kd_launch.errors import SpecError
-from kd_launch.plan import read_run_plan
+from kd_launch.plan import TokenStores, read_run_plan
 from kd_launch.runtime.models import export, head_of, keep_layers, load_head, load_teacher, weight_files
 from kd_launch.runtime.parallel import MicroBatch, last_hidden_states
 from kd_launch.spec import Teacher
 from tests.runtime.conftest import Material
-from tests.runtime.harness import VOCABULARY, make_layout, make_model, make_run, run_to_end
+from tests.runtime.harness import VOCABULARY, make_layout, make_model, make_run, make_store, run_to_end
 from tests.runtime.reference import whole_logits
 
 GPT2 = {"n_embd": 32, "n_head": 4, "n_positions": 64, "tie_word_embeddings": True}
@@ -150,3 +150,19 @@ def test_an_export_that_fails_leaves_nothing_behind(
     with pytest.raises(OSError, match="No space left"):
         export(model.config, model.state_dict(), spec, run_dir.model)
     assert not [path.name for path in run_dir.path.iterdir() if "model" in path.name]
+
+
+@pytest.mark.parametrize("without", [("student",), ("student", "teacher")])
+def test_models_without_a_tokenizer_are_exported_all_the_same(tmp_path: Path, without: tuple[str, ...]) -> None:
+    """Data of tokens needs none, so prepare lets such models through; the training must not be lost at its end."""
+    folders = {role: make_model(tmp_path / role, seed=3) for role in ("teacher", "student")}
+    for role in without:
+        for file in folders[role].glob("tokenizer*"):
+            file.unlink()
+    layout = make_layout(teachers=1, replicas=1, colocated=True, micro_batch=2, accumulation=1)
+    tokens = TokenStores(train=str(make_store(tmp_path / "store", 4)))
+    spec = read_run_plan(make_run(tmp_path / "run", layout, *folders.values(), tokens).plan).spec
+    model = AutoModelForCausalLM.from_pretrained(folders["student"], dtype=torch.float32)
+    export(model.config, model.state_dict(), spec, tmp_path / "model")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").num_parameters() == model.num_parameters()
+    assert (tmp_path / "model" / "tokenizer.json").exists() == (without == ("student",))
