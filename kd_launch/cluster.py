@@ -26,12 +26,26 @@ class Container(BaseModel):
 
     model_config = CLOSED
 
-    runtime: Literal["pyxis", "apptainer"]
-    """The site's container runtime."""
+    runtime: Literal["pyxis", "apptainer", "singularity", "container_engine"]
+    """The site's container runtime: pyxis and CSCS' Container Engine are options of srun, the others commands."""
     image: Line
-    """An image as the runtime names it: a path or a registry reference."""
+    """An image as the runtime names it: a path or a registry reference; of container_engine a definition file."""
     mounts: tuple[Line, ...] = ()
     """Paths, or source:target pairs, that the container sees."""
+
+    @property
+    def is_srun_option(self) -> bool:
+        """Whether srun starts the container; else its command stands before the rank's."""
+        return self.runtime in ("pyxis", "container_engine")
+
+    @model_validator(mode="after")
+    def container_engine_mounts_by_its_definition(self) -> Self:
+        if self.runtime == "container_engine" and self.mounts:
+            raise ValueError(
+                f"mounts is {list(self.mounts)} but container_engine reads its mounts from the definition file that "
+                "image names; write them there"
+            )
+        return self
 
 
 class Pool(BaseModel):
@@ -42,7 +56,7 @@ class Pool(BaseModel):
     name: Name
     """How the spec names this pool."""
     partition: Line | None = None
-    """Slurm's partition; needed with scheduler slurm."""
+    """Slurm's partition; with scheduler slurm null only if it is written: the site chooses, by qos and constraint."""
     nodes: Positive
     """Nodes that one job may take from this pool."""
     gpus_per_node: Positive
@@ -69,6 +83,8 @@ class Pool(BaseModel):
     """Node features that are required."""
     sbatch: tuple[Line, ...] = ()
     """Extra directives, such as --exclusive."""
+    srun: tuple[Line, ...] = ()
+    """Extra options of srun for the ranks on this pool, such as --cpu-bind=none."""
     python: PathText | None = None
     """Overrides the cluster's python."""
     setup: ShellText | None = None
@@ -89,6 +105,15 @@ class Pool(BaseModel):
             raise ValueError(
                 f"gpu_directive is '{self.gpu_directive}' but must hold {{n}}, such as '--gres=gpu:{{n}}', or be null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def srun_options_are_single_words(self) -> Self:
+        for option in self.srun:
+            if not re.fullmatch(r"--[a-z][a-z-]*(=.*)?", option):
+                raise ValueError(
+                    f"pool {self.name}: srun holds '{option}' but each must be one word, such as '--cpu-bind=none'"
+                )
         return self
 
 
@@ -147,9 +172,12 @@ class Cluster(BaseModel):
 
     @model_validator(mode="after")
     def slurm_pools_have_partitions(self) -> Self:
-        missing = [pool.name for pool in self.pools if self.scheduler == "slurm" and pool.partition is None]
-        if missing:
-            raise ValueError(f"pool {', '.join(missing)} needs a partition, since scheduler is slurm (see `sinfo`)")
+        missing = [pool.name for pool in self.pools if "partition" not in pool.model_fields_set]
+        if missing and self.scheduler == "slurm":
+            raise ValueError(
+                f"pool {', '.join(missing)} needs a partition, since scheduler is slurm (see `sinfo`); null where the "
+                "site chooses it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -169,6 +197,8 @@ class SiteFacts:
 
     hetjobs: bool | None = None
     hetjob_steps: bool | None = None
+    no_answer: str | None = None
+    """Why nothing is known, where it was asked."""
 
 
 def resolve(cluster: Cluster, facts: SiteFacts) -> tuple[Cluster, tuple[str, ...]]:
@@ -184,7 +214,8 @@ def resolve(cluster: Cluster, facts: SiteFacts) -> tuple[Cluster, tuple[str, ...
             settled[field] = True if answer is None else answer
             if answer is None and cluster.scheduler == "slurm":
                 assumed.append(field)
-    notes = (f"assumed that the site allows {' and '.join(assumed)}: not asked from Slurm",) if assumed else ()
+    why = facts.no_answer or "not asked from Slurm"
+    notes = (f"assumed that the site allows {' and '.join(assumed)}: {why}",) if assumed else ()
     return cluster.model_copy(update=settled), notes
 
 

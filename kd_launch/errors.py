@@ -8,6 +8,7 @@
     +-- SlurmRefusedError       4  Slurm said no; its words are in the message
     +-- RunFailedError          5  the run ended without its student
     +-- SlurmSilentError        6  Slurm does not answer
+        +-- MaybeSentError      6  and may have taken the job all the same: its run folder is kept
 
 A message says what, where, the value, the legal values and the way out. The command line prints it and exits with
 the code; it never shows a traceback for one of these.
@@ -62,6 +63,10 @@ class SlurmSilentError(KdLaunchError):
     """Slurm did not answer in time."""
 
     exit_code = 6
+
+
+class MaybeSentError(SlurmSilentError):
+    """Slurm may have taken the job all the same: the run folder is kept, by which it is found again."""
 
 
 def first_problem(findings: Sequence[Mapping[str, Any]], whole: str) -> str:

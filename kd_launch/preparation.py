@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from kd_launch.planner.search import make_plan
 from kd_launch.reading.spec_file import Loaded, load
 from kd_launch.scripts.rank_command import site_of
 from kd_launch.spec import Spec, TeacherLayers
+from kd_launch.tokens import expected_stores, is_complete
 
 PROBE_S = 60.0
 INTERRUPTED = 130
@@ -31,6 +32,10 @@ missing = [name for name in names if u.find_spec(name) is None]
 version = None if "kd_launch" in missing else __import__("kd_launch").__version__
 print(json.dumps({"missing": missing, "version": version}))
 """
+
+
+AskSite = Callable[[], SiteFacts]
+"""What asks the site about itself, where a command may; `SiteFacts` itself asks nothing."""
 
 
 @dataclass(frozen=True)
@@ -68,27 +73,32 @@ class Inputs:
         return self.spec.name
 
 
-def load_inputs(source: Source) -> Inputs:
+def load_inputs(source: Source, ask_site: AskSite = SiteFacts) -> Inputs:
     """Reads the files and both models' config.json.
+
+    Args:
+        ask_site: what the site answers about itself; called where the cluster is Slurm's and leaves that open.
 
     Raises:
         SpecError: something in them is wrong.
     """
     loaded = load(source.config, source.settings, source.cluster, environ=source.environ, cwd=source.cwd)
-    cluster, notes = resolve(loaded.cluster, SiteFacts())
+    cluster = loaded.cluster
+    is_open = cluster.scheduler == "slurm" and "auto" in (cluster.hetjobs, cluster.hetjob_steps)
+    cluster, notes = resolve(cluster, ask_site() if is_open else SiteFacts())
     loaded = replace(loaded, spec=loaded.spec.model_copy(update={"cluster": cluster}))
     teacher = _architecture("teacher", loaded.spec.teacher.model, loaded.spec.teacher.revision, source.environ)
     return Inputs(loaded, cluster, notes, teacher, _student_architecture(loaded.spec, teacher, source.environ))
 
 
-def load_and_plan(source: Source, top: int = 20) -> tuple[Inputs, Plan]:
+def load_and_plan(source: Source, top: int = 20, ask_site: AskSite = SiteFacts) -> tuple[Inputs, Plan]:
     """Reads the files and plans; the plan holds the `top` best layouts.
 
     Raises:
         SpecError: something in them is wrong.
         DoesNotFitError: no layout is possible.
     """
-    inputs = load_inputs(source)
+    inputs = load_inputs(source, ask_site)
     return inputs, plan_inputs(inputs, top)
 
 
@@ -204,6 +214,23 @@ class _Place:
     ) -> Completed:
         line = with_setup(self.setup, argv)
         return run(line, timeout=timeout, stdin=stdin, env=self.environ, pass_stderr=pass_stderr)
+
+
+def prepared_stores(inputs: Inputs, config: Path) -> TokenStores:
+    """The stores of the spec's tokens, which `prepare` has made: where a job is sent from, nothing is downloaded.
+
+    Raises:
+        CheckError: they are not there.
+        SpecError: the data or a model is missing or unreadable.
+    """
+    stores = expected_stores(inputs.spec, Path(inputs.cluster.run_root))
+    for store in filter(None, (stores.train, stores.eval)):
+        if not is_complete(Path(store)):
+            raise CheckError(
+                f"tokens: {store} is not prepared; give `kd-launch prepare {shlex.quote(str(config))}` where there is "
+                "network, with the same --set and --cluster"
+            )
+    return stores
 
 
 def _preparation_error(done: Completed, *, site_speaks: bool) -> KdLaunchError:

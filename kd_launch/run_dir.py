@@ -1,16 +1,17 @@
 """Every file name of one run, and writing a file so that it appears whole or not at all."""
 
+import fcntl
 import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from kd_launch.errors import SpecError
+from kd_launch.errors import CheckError, SpecError
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,21 @@ class RunDir:
     def role_log(self, attempt: int, role: str) -> Path:
         return self.logs / f"attempt-{attempt}" / f"{log_name(role)}.log"
 
+    def srun_log(self, attempt: int) -> Path:
+        """What srun itself says, in an attempt on Slurm."""
+        return self.logs / f"attempt-{attempt}" / "srun.log"
+
+    @property
+    def cancel_record(self) -> Path:
+        """Written by `cancel` before it calls Slurm: the job that stands here is never requeued."""
+        return self.path / "cancel.json"
+
+    @property
+    def failures(self) -> Path:
+        return self.path / "failures"
+
     def failure(self, attempt: int) -> Path:
-        return self.path / "failures" / f"attempt-{attempt}.json"
+        return self.failures / f"attempt-{attempt}.json"
 
     @property
     def attempts(self) -> Path:
@@ -85,9 +99,17 @@ class RunDir:
     def attempt(self, attempt: int) -> Path:
         return self.attempts / f"attempt-{attempt}"
 
+    def job_record(self, attempt: int) -> Path:
+        """Written by the batch script's watch: which Slurm job this attempt is, with its components."""
+        return self.attempt(attempt) / "job.json"
+
     def start_record(self, attempt: int) -> Path:
         """Written by the first student rank when every rank has joined and training begins."""
         return self.attempt(attempt) / "start.json"
+
+    def leave_record(self, attempt: int) -> Path:
+        """Written by the first rank that was told to leave: by which signal, and why."""
+        return self.attempt(attempt) / "leave.json"
 
     def done_record(self, attempt: int) -> Path:
         """Written by the first student rank when everything, the exported model too, is on disk."""
@@ -115,6 +137,11 @@ def log_name(role: str) -> str:
 def run_name(name: str, now: datetime) -> str:
     """`<name>-<UTC time>`, such as quickstart-20260131-235959."""
     return f"{name}-{now:%Y%m%d-%H%M%S}"
+
+
+def job_name(run: str) -> str:
+    """What Slurm calls a run's job: its name without what squeue and sacct take for separators of names and fields."""
+    return re.sub(r"[,|]", "_", run)
 
 
 def create_run_dir(root: Path, name: str) -> RunDir:
@@ -148,6 +175,27 @@ def make_run_dir(path: Path) -> RunDir:
             f"{path}: {error.strerror}; set run_root in the cluster file to a folder you may write"
         ) from error
     return RunDir(path)
+
+
+@contextmanager
+def alone(run: RunDir) -> Iterator[None]:
+    """Keeps two commands from sending one run at the same time.
+
+    Raises:
+        CheckError: another one is at it, or the run is another user's.
+    """
+    try:
+        file = run.plan.open("r+b")  # the one file that is never replaced; NFS wants it writable
+    except PermissionError as error:
+        raise CheckError(f"{run.name} is another user's: {run.plan} may not be written") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckError(f"{run.name}: another kd-launch starts it just now; wait for that") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -184,6 +232,25 @@ def write_first_json(path: Path, value: Mapping[str, object]) -> bool:
     finally:
         mine.unlink()
     return True
+
+
+def write_failure(path: Path, record: Mapping[str, object]) -> bool:
+    """Writes the failure record of an attempt: the first one stays, unless it only says that a peer was lost.
+
+    Such a record is replaced by the first one that says more. Returns whether `record` is now what the file says.
+    """
+    if write_first_json(path, record):
+        return True
+    if record.get("kind") == "lost_peer" or (read_json(path) or {}).get("kind") != "lost_peer":
+        return False
+    # The first to make this link decides what the file becomes; whoever comes later only helps to put it there.
+    better = path.with_name(f".{path.stem}.better")
+    won = write_first_json(better, record)
+    mine = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    os.link(better, mine)
+    mine.replace(path)
+    mine.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
+    return won
 
 
 def read_json(path: Path) -> dict[str, object] | None:

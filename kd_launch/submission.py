@@ -1,8 +1,9 @@
-"""A plan becomes a run: its folder with everything in it, and, on this machine, its ranks; or nothing at all."""
+"""A plan becomes a run: its folder with everything in it, and its job, or on this machine its ranks; or nothing."""
 
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +16,15 @@ from pydantic import BaseModel, ConfigDict
 from kd_launch import __version__
 from kd_launch.cluster import Cluster, time_limit_seconds
 from kd_launch.commands import Runner
-from kd_launch.errors import CheckError, SpecError
-from kd_launch.local.processes import ProcessIdentity
+from kd_launch.errors import MaybeSentError, SpecError
 from kd_launch.local.supervisor import Patience, with_limit
 from kd_launch.plan import Layout, RunPlan, TokenStores
 from kd_launch.preparation import Inputs
-from kd_launch.run_dir import RunDir, create_run_dir, make_run_dir, run_name, write_whole
-from kd_launch.runs.state import GitState, RunState, git_state, versions, write_state
+from kd_launch.run_dir import RunDir, alone, create_run_dir, make_run_dir, run_name, write_whole
+from kd_launch.runs.state import JobToken, RunState, git_state, versions, write_state
 from kd_launch.scripts.render import render
 from kd_launch.scripts.script import decide
+from kd_launch.sending import Sleep, send_job, token_of
 
 SUBMITIT_TAGS = ("%j", "%t", "%A", "%a")
 
@@ -69,6 +70,27 @@ def script_text(inputs: Inputs, layout: Layout, run: RunDir) -> str:
     return render(inputs.spec, inputs.cluster, layout, run.path, run.name, sys.executable)
 
 
+def submit_slurm(
+    inputs: Inputs, layout: Layout, tokens: TokenStores, given: Path | None, caller: Caller, runner: Runner,
+    sleep: Sleep = time.sleep,
+) -> Submitted:  # fmt: skip
+    """Makes the run folder and sends its script to Slurm.
+
+    Raises:
+        SpecError: the folder exists or cannot be made.
+        SlurmRefusedError: sbatch said no.
+        SlurmSilentError: Slurm does not answer. The folder is left after a MaybeSentError, and after no other error.
+    """
+    with _new_run_dir(inputs, given, caller) as run:
+        _write_files(run, inputs, _run_plan(inputs, layout, tokens))
+        for folder in (run.logs, run.attempts, run.failures, run.heartbeats):
+            folder.mkdir()
+        state = _state(run, caller, runner, token=token_of(run, caller.now.timestamp()))
+        with alone(run):
+            sent = send_job(run, state, layout.world_size, caller.environ, runner, sleep)
+    return submitted(run, sent.job_id, layout)
+
+
 def submit_local(
     inputs: Inputs, layout: Layout, tokens: TokenStores, given: Path | None, caller: Caller, runner: Runner,
     patience: Patience | None = None,
@@ -79,31 +101,51 @@ def submit_local(
         SpecError: the folder exists or cannot be made.
         CheckError: the ranks cannot be started. No folder is left, nor after any other error.
     """
-    limit = inputs.spec.slurm.time_limit or inputs.cluster.time_limit
-    patience = patience or with_limit(Patience(), time_limit_seconds(limit) if limit else None)
     with _new_run_dir(inputs, given, caller) as run:
-        plan = RunPlan(version=__version__, spec=inputs.spec, cluster=inputs.cluster, layout=layout, tokens=tokens)
+        plan = _run_plan(inputs, layout, tokens)
         _write_files(run, inputs, plan)
-        attempt = _begin_attempt(run)
-        git = git_state(caller.cwd, runner)
-        script = decide(inputs.spec, inputs.cluster, layout, run.path, run.name, sys.executable)
-        from kd_launch.submit import start_waiting  # here: render, which this module serves too, needs no submitit
+        run.attempts.mkdir()
+        run.logs.mkdir()
+        state = _state(run, caller, runner)
+        started = start_local(run, plan, state, 1, caller.environ, patience)
+    return submitted(run, started.job_id, layout)
 
-        waiting = start_waiting(run, script, attempt, caller.environ, patience)
-        try:
-            write_state(run, _state(run, waiting.identity, caller, git))
-            waiting.go()
-        except BaseException:
-            waiting.abandon()
-            raise
-    return Submitted(
-        run=run.name, run_dir=str(run.path), job_id=waiting.job_id, launch=layout.launch, script=str(run.script)
-    )
+
+def start_local(
+    run: RunDir, plan: RunPlan, state: RunState, attempt: int, environ: Mapping[str, str],
+    patience: Patience | None = None,
+) -> RunState:  # fmt: skip
+    """Starts the ranks of an attempt, once the run folder says what watches them.
+
+    Raises:
+        CheckError: the ranks cannot be started.
+        SpecError: a setting that no script can hold.
+    """
+    from kd_launch.submit import start_waiting  # here: render, which this module serves too, needs no submitit
+
+    limit = plan.spec.slurm.time_limit or plan.cluster.time_limit
+    patience = patience or with_limit(Patience(), time_limit_seconds(limit) if limit else None)
+    run.attempt(attempt).mkdir()
+    run.role_log(attempt, "any").parent.mkdir()
+    script = decide(plan.spec, plan.cluster, plan.layout, run.path, run.name, sys.executable)
+    waiting = start_waiting(run, script, attempt, environ, patience)
+    started = state.model_copy(update={"job_id": waiting.job_id, "attempts": attempt, "controller": waiting.identity})
+    try:
+        write_state(run, started)
+        waiting.go()
+    except BaseException:
+        waiting.abandon()
+        raise
+    return started
+
+
+def submitted(run: RunDir, job_id: str | None, layout: Layout) -> Submitted:
+    return Submitted(run=run.name, run_dir=str(run.path), job_id=job_id, launch=layout.launch, script=str(run.script))
 
 
 @contextmanager
 def _new_run_dir(inputs: Inputs, given: Path | None, caller: Caller) -> Iterator[RunDir]:
-    """The run's folder; removed again when what follows fails."""
+    """The run's folder; removed again when what follows fails, unless a job may need it."""
     planned = planned_run_dir(inputs, given, caller.cwd, caller.now)
     _check_path(planned.path)
     if given is None:
@@ -113,6 +155,8 @@ def _new_run_dir(inputs: Inputs, given: Path | None, caller: Caller) -> Iterator
         run = make_run_dir(planned.path)
     try:
         yield run
+    except MaybeSentError:
+        raise
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)
         raise
@@ -136,39 +180,26 @@ def _write_files(run: RunDir, inputs: Inputs, plan: RunPlan) -> None:
 
 def cluster_yaml(cluster: Cluster) -> str:
     """A cluster that stood inside the spec, as a file."""
-    return yaml.safe_dump(cluster.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    return yaml.safe_dump(cluster.model_dump(mode="json", exclude_unset=True), sort_keys=False)
 
 
-def _begin_attempt(run: RunDir) -> int:
-    """Makes the folders of the first attempt."""
-    attempt = 1
-    run.attempts.mkdir()
-    run.attempt(attempt).mkdir()
-    run.batch_log.parent.mkdir()
-    run.role_log(attempt, "any").parent.mkdir()
-    return attempt
+def _run_plan(inputs: Inputs, layout: Layout, tokens: TokenStores) -> RunPlan:
+    return RunPlan(version=__version__, spec=inputs.spec, cluster=inputs.cluster, layout=layout, tokens=tokens)
 
 
-def _state(run: RunDir, controller: ProcessIdentity, caller: Caller, git: GitState | None) -> RunState:
+def _state(run: RunDir, caller: Caller, runner: Runner, token: JobToken | None = None) -> RunState:
+    """Of a run that was not started yet."""
     return RunState(
         run=run.name,
         run_dir=str(run.path),
-        scheduler="local",
-        job_id=str(controller.pid),
-        attempts=1,
-        controller=controller,
+        scheduler="slurm" if token else "local",
+        job_id=None,
+        token=token,
+        attempts=0,
+        controller=None,
         created=caller.now.timestamp(),
         command=caller.command,
         folder=str(caller.cwd),
-        git=git,
+        git=git_state(caller.cwd, runner),
         versions=versions(),
     )
-
-
-def refuse_slurm(inputs: Inputs, config: Path) -> None:
-    """Raises CheckError for a Slurm cluster, which this version plans and renders for, but does not submit to."""
-    if inputs.cluster.scheduler == "slurm":
-        raise CheckError(
-            f"{inputs.cluster.name}: this version does not submit to Slurm: it makes run folders for scheduler local "
-            f"only. `kd-launch render {config} --run-dir DIR` shows the script for sbatch"
-        )

@@ -1,10 +1,16 @@
 #!/bin/bash
-# Stands in for `python -m kd_launch.runtime` in tests: notes its words and variables, then does as it is told.
+# Stands in for `python -m kd_launch.runtime` and kd_launch.attempt in tests: notes its words and variables, then does as it is told.
+if [[ $2 == kd_launch.attempt ]]; then # its caretaker
+  printf '%s\0' "${@:3}" >"$FAKE_RECORD/$3"
+  [[ $3 == decide ]] || exit "${FAKE_WATCH:-0}"
+  echo "${FAKE_NEXT:-${FAKE_DONE:+done}}"
+  exit
+fi
 rank=${RANK:-$SLURM_PROCID}
 run_dir=$3
 trap 'kill "$sleeper"; touch "$FAKE_RECORD/terminated-$rank"; exit 143' TERM
-printf '%s\0' "$@" >"$FAKE_RECORD/argv-$rank"
-env -0 >"$FAKE_RECORD/env-$rank"
+printf '%s\0' "$@" >"$FAKE_RECORD/argv-${FAKE_NUMBER:-$rank}"
+env -0 >"$FAKE_RECORD/env-${FAKE_NUMBER:-$rank}"
 printf 'role %s\nno newline at the end' "${@: -1}"
 if [[ " $FAKE_SLEEPS " == *" $rank "* ]]; then
   sleep 60 &

@@ -137,6 +137,10 @@ def hetjob_pyxis() -> Case:
     return Case(cluster, layout_of("hetjob", role("a100", 1, 8), role("h100", 1, 8)))
 
 
+def two_steps() -> Case:
+    return Case(cluster_of(*MIXED), layout_of("two_steps", role("a100", 2, 8), role("h100", 1, 4)))
+
+
 def hetstep_apptainer() -> Case:
     container = {"runtime": "apptainer", "image": "/shared/kd.sif", "mounts": ("/shared",)}
     cluster = cluster_of(pool("h100", container=container), signal_before_end_s=0)
@@ -163,6 +167,7 @@ CASES: dict[str, Case] = {
     "hetjob-pyxis": hetjob_pyxis(),
     "hetstep": Case(H100, layout_of("hetstep", role("h100", 3, 8), role("h100", 1, 8))),
     "hetstep-apptainer": hetstep_apptainer(),
+    "two_steps": two_steps(),
     "ranks-2-2": shared(role("small", 1, 2), role("small", 1, 2), 1, cluster_of(pool("small", gpus_per_node=4))),
     "ranks-5-3": shared(role("h100", 1, 5), role("h100", 1, 3), 1),
     "ranks-middle-node-shared": shared(role("h100", 2, 8, gpus=12), role("h100", 2, 8, gpus=12), 3),

@@ -39,9 +39,10 @@ def make_run(
     created: float = 0.0,
     colocated: bool = False,
     started: bool = True,
+    made: float | None = None,
     **records: Any,
 ) -> RunDir:
-    """A run of one attempt; `records` are end, done, failure, metrics and heartbeats."""
+    """A run of one attempt, here on this machine; `records` are end, done, failure, metrics and heartbeats."""
     run = RunDir(folder)
     for path in (run.attempt(1), run.failure(1).parent, run.heartbeats, run.role_log(1, "any").parent):
         path.mkdir(parents=True)
@@ -49,10 +50,12 @@ def make_run(
     layout = local_layout(colocated=colocated)
     plan = RunPlan(version="0", spec=spec_of(), cluster=cluster, layout=layout, tokens=None)
     run.plan.write_text(plan.model_dump_json())
+    if made is not None:
+        os.utime(run.plan, (made, made))
     if started:
         write_state(run, state_of(run, controller, created or time.time()))
     for name, value in records.items():
-        _write_record(run, name, value)
+        write_record(run, name, value)
     return run
 
 
@@ -63,14 +66,17 @@ def state_of(run: RunDir, controller: ProcessIdentity | None, created: float) ->
     )  # fmt: skip
 
 
-def _write_record(run: RunDir, name: str, value: Any) -> None:
+def write_record(run: RunDir, name: str, value: Any, attempt: int = 1) -> None:
     if name == "metrics":
         run.metrics.write_text("".join(json.dumps(line) + "\n" for line in value))
     elif name == "heartbeats":
         for beat in value:
             write_json(run.heartbeat(beat["rank"]), beat)
     else:
-        paths = {"end": run.end_record(1), "done": run.done_record(1), "failure": run.failure(1)}
+        paths = {
+            "end": run.end_record(attempt), "done": run.done_record(attempt), "failure": run.failure(attempt),
+            "leave": run.leave_record(attempt), "job": run.job_record(attempt),
+        }  # fmt: skip
         write_json(paths[name], value)
 
 

@@ -11,11 +11,20 @@ from conftest import Project
 from run_folders import ELSEWHERE, alive, end, make_run, state_of
 from test_submit import FOREVER, assert_nothing_left, end_of, wait_until, written
 
+from kd_launch import commands
 from kd_launch.errors import CheckError
 from kd_launch.local.processes import identify
 from kd_launch.run_dir import RunDir
+from kd_launch.runs.asking import look_at_all
 from kd_launch.runs.cancel import cancel
 from kd_launch.runs.state import read_state, write_state
+
+
+def ended(run: Path) -> tuple[str, bool]:
+    """Cancels a run: its state then, and whether it had ended before."""
+    outcome = cancel(RunDir(run), commands.run)
+    statuses, _ = look_at_all([RunDir(run)], commands.run)
+    return statuses[0].state, outcome.had_ended
 
 
 def test_a_running_run_from_another_process(project: Project) -> None:
@@ -43,8 +52,7 @@ def test_twice_and_after_the_end(project: Project) -> None:
 def test_at_the_very_beginning(project: Project) -> None:
     """The ranks are not yet themselves, or not yet there."""
     run = project.submit_impatiently(every=FOREVER)
-    status, had_ended = cancel(RunDir(run))
-    assert (status.state, had_ended) == ("CANCELLED", False)
+    assert ended(run) == ("CANCELLED", False)
     assert_nothing_left(project)
 
 
@@ -52,7 +60,7 @@ def test_ranks_that_are_deaf(project: Project) -> None:
     run = project.submit_impatiently(every=["ignore_term", ["beat", 1], *FOREVER])
     written(run, "heartbeats/rank-00000.json")
     written(run, "heartbeats/rank-00001.json")
-    assert cancel(RunDir(run))[0].state == "CANCELLED"
+    assert ended(run) == ("CANCELLED", False)
     assert end_of(run)["exit_codes"] == [-signal.SIGKILL, -signal.SIGKILL]
     assert_nothing_left(project)
 
@@ -63,8 +71,7 @@ def test_a_controller_that_is_stopped(project: Project, monkeypatch: pytest.Monk
     run = project.submit_impatiently(every=[["beat", 1], *FOREVER])
     written(run, "heartbeats/rank-00001.json")
     os.kill(json.loads((run / "state.json").read_text())["controller"]["pid"], signal.SIGSTOP)
-    status, _ = cancel(RunDir(run))
-    assert status.state == "CANCELLED"
+    assert ended(run) == ("CANCELLED", False)
     assert end_of(run)["exit_codes"] == [None, None]
     assert_nothing_left(project)
 
@@ -76,30 +83,27 @@ def test_a_run_whose_controller_was_killed_keeps_its_state(project: Project) -> 
     pid = json.loads((run / "state.json").read_text())["controller"]["pid"]
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: project.status(run)["ended"])
-    status, had_ended = cancel(RunDir(run))
-    assert (status.state, had_ended) == ("FAILED", True)
+    assert ended(run) == ("FAILED", True)
     assert_nothing_left(project)
 
 
 def test_no_other_process_is_touched(tmp_path: Path) -> None:
     """The controller's number was given to a later process: this one."""
     run = make_run(tmp_path / "run", replace(alive(), start_time=1))
-    status, had_ended = cancel(run)
-    assert (status.state, had_ended) == ("FAILED", True)
+    assert ended(run.path) == ("FAILED", True)
 
 
 def test_a_run_that_was_never_started(tmp_path: Path) -> None:
-    status, had_ended = cancel(make_run(tmp_path / "run", started=False))
-    assert (status.state, had_ended) == ("PENDING", True)
+    assert ended(make_run(tmp_path / "run", started=False).path) == ("PENDING", True)
 
 
 def test_a_run_on_another_machine(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", ELSEWHERE)
     with pytest.raises(CheckError, match="runs on elsewhere: give `kd-launch cancel run` there"):
-        cancel(run)
+        cancel(run, commands.run)
     assert not run.end_record(1).exists()
-    ended = make_run(tmp_path / "ended", ELSEWHERE, end=end(cancelled=True))
-    assert cancel(ended)[1]
+    over = make_run(tmp_path / "ended", ELSEWHERE, end=end(cancelled=True))
+    assert cancel(over, commands.run).had_ended
 
 
 def test_a_run_folder_that_was_moved_is_still_the_same_run(project: Project) -> None:
@@ -107,7 +111,7 @@ def test_a_run_folder_that_was_moved_is_still_the_same_run(project: Project) -> 
     written(run, "heartbeats/rank-00001.json")
     moved = project.folder / "moved"
     run.rename(moved)
-    cancel(RunDir(moved))
+    cancel(RunDir(moved), commands.run)
     assert_nothing_left(project)
 
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from conftest import Project
 
-from kd_launch.check import Finding, Place, check
+from kd_launch.checks.finding import Finding, Place
+from kd_launch.checks.preflight import check
 from kd_launch.commands import run
 from kd_launch.errors import DoesNotFitError
 from kd_launch.local.machine import Machine
@@ -153,13 +154,6 @@ def test_an_interpreter_of_another_version(project: Project) -> None:
     probe = json.dumps({"missing": [], "version": "9.9"})
     found = look(project, f"cluster.environment.FAKE_PROBE={json.dumps(probe)}")
     assert "has kd-launch 9.9 but this is" in failed(found)["python"]
-
-
-def test_a_slurm_cluster_prepares_before(project: Project) -> None:
-    settings = ["cluster.scheduler=slurm", "cluster.pools.0.partition=gpu", "cluster.pools.0.gpu_directive=null"]
-    found = look(project, *settings)
-    assert failed(found)["tokens"].endswith("is not prepared; give `kd-launch prepare`")
-    assert "pool here" not in found
 
 
 def test_a_script_that_cannot_be_written(project: Project) -> None:

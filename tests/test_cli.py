@@ -90,7 +90,10 @@ def test_an_error_is_a_line_for_each_thing_and_an_exit_code(project: Project) ->
         (["render", "distill.yaml", "--output", "data"], 2, "data: Is a directory"),
         (["init", "distill.yaml"], 2, "distill.yaml"),
         (["submit", "distill.yaml", "--set=cluster.scheduler=slurm", "--set=cluster.pools.0.partition=p",
-          "--set=cluster.pools.0.gpu_directive=null"], 3, "this version does not submit to Slurm"),
+          "--set=cluster.pools.0.gpu_directive=null"], 6, "is this machine part of a Slurm cluster"),
+        (["submit", "distill.yaml", "--no-check", "--set=cluster.scheduler=slurm", "--set=cluster.pools.0.partition=p"],
+         3, "is not prepared; give `kd-launch prepare distill.yaml` where there is network"),
+        (["resume", "nothing"], 2, "there is none in"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_without_a_traceback(
@@ -162,10 +165,11 @@ def test_version() -> None:
 
 def test_help_names_every_command() -> None:
     shown = invoke("--help").stdout
-    for command in ("init", "prepare", "plan", "render", "check", "submit", "status", "logs", "cancel", "schema"):
+    before, about = ("init", "prepare", "plan", "render", "check"), ("submit", "resume", "cancel", "status", "logs")
+    for command in (*before, *about, "schema"):
         assert f" {command} " in shown
         assert invoke(command, "--help").exit_code == 0
-    for later in ("resume", "calibrate", "estimate"):
+    for later in ("calibrate", "estimate"):
         assert later not in shown
 
 
@@ -253,9 +257,16 @@ def test_init_then_plan(project: Project) -> None:
 def test_init_with_slurm(project: Project) -> None:
     tools = project.folder / "tools"
     tools.mkdir()
-    for name, answer in {"sinfo": "gpu|2|gpu:h100:8|96|1900000", "scontrol": "ClusterName = big"}.items():
-        (tools / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
-        (tools / name).chmod(0o755)
+    answers = {
+        "config": "ClusterName = big\nSelectType = select/cons_tres",
+        "partition": "PartitionName=gpu State=UP MaxTime=08:00:00",
+        "node": "NodeName=a1 CPUTot=96 RealMemory=1900000 Gres=gpu:h100:8 State=IDLE Partitions=gpu",
+    }
+    cases = "".join(f"*{name}) echo '{answer}' ;;\n" for name, answer in answers.items())
+    (tools / "scontrol").write_text(f'#!/bin/sh\ncase "$*" in\n{cases}esac\n')
+    (tools / "sacctmgr").write_text("#!/bin/sh\necho no accounting >&2\nexit 1\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
     project.environ["PATH"] = f"{tools}:{project.environ['PATH']}"
     assert project.call("init", "new").returncode == 0
     assert "partition: gpu" in (project.folder / "new" / "cluster.yaml").read_text()

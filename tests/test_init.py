@@ -3,17 +3,15 @@
 import errno
 import socket
 import stat
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kd_launch.catalog import find_gpu
 from kd_launch.cluster import Cluster
-from kd_launch.commands import Completed
-from kd_launch.errors import SlurmRefusedError, SlurmSilentError, SpecError
-from kd_launch.init import local_cluster, parse_sinfo, slurm_cluster, write_first_files
+from kd_launch.errors import SpecError
+from kd_launch.init.files import write_first_files
+from kd_launch.init.this_machine import local_cluster
 from kd_launch.local.machine import Machine, read_machine
 from kd_launch.reading.spec_file import load, load_cluster
 
@@ -79,7 +77,7 @@ def test_both_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         path.write_bytes(data)
 
-    monkeypatch.setattr("kd_launch.init.write_whole", fill_up)
+    monkeypatch.setattr("kd_launch.init.files.write_whole", fill_up)
     with pytest.raises(OSError, match="No space left"):
         write_first_files(tmp_path, local_cluster(LAPTOP, "h"), {})
     assert list(tmp_path.iterdir()) == []
@@ -103,78 +101,3 @@ def test_reads_the_kernel(tmp_path: Path) -> None:
     assert read_machine(tmp_path, tmp_path).gpus == ("NVIDIA A100-SXM4-80GB",) * 2
     (tmp_path / "memory.max").write_text(f"{2 << 30}\n")
     assert read_machine(tmp_path, tmp_path).memory_gib == 2
-
-
-# Slurm
-
-SINFO = """\
-gpu|16|gpu:h100:8(S:0-1),nvme:1|96|1900000
-mixed|4|gpu:a100:4|64+|512000
-mixed|2|gpu:8|64|512000+
-odd|1|gpu:quantum:2|8|64000
-cpu|100|(null)|128|256000
-"""
-CONFIG = (
-    "ClusterName             = My Cluster\nSchedulerType           = sched/backfill\nSelectType = select/cons_tres\n"
-)
-
-
-class FakeSlurm:
-    """Answers for sinfo and scontrol."""
-
-    def __init__(self, sinfo: str = SINFO, config: str = CONFIG, returncode: int | None = 0, stderr: str = "") -> None:
-        self.answers = {"sinfo": sinfo, "scontrol": config}
-        self.returncode, self.stderr = returncode, stderr
-
-    def __call__(self, argv: Sequence[str], *, timeout: float | None, **_: Any) -> Completed:
-        assert timeout is not None
-        problem = None if self.returncode is not None else f"{argv[0]} gave no answer within 20 s"
-        return Completed(tuple(argv), self.returncode, self.answers[argv[0]], self.stderr, problem)
-
-
-def test_slurm_partitions_with_gpus(tmp_path: Path) -> None:
-    text = slurm_cluster(FakeSlurm())
-    cluster = read(text, tmp_path)
-    assert (cluster.name, cluster.scheduler, cluster.hetjobs, cluster.hetjob_steps) == (
-        "My-Cluster",
-        "slurm",
-        "auto",
-        "auto",
-    )
-    pools = {pool.name: pool for pool in cluster.pools}
-    assert list(pools) == ["gpu", "mixed", "mixed-2", "odd"]
-    h100 = pools["gpu"]
-    assert (h100.partition, h100.nodes, h100.gpus_per_node, h100.cpus_per_node) == ("gpu", 16, 8, 96)
-    assert h100.gpu == find_gpu("h100").id
-    assert h100.memory_gib == 1855
-    assert (pools["mixed"].gpus_per_node, pools["mixed"].cpus_per_node) == (4, 64)
-    assert (pools["mixed-2"].partition, pools["mixed-2"].gpu) == ("mixed", "UNKNOWN")
-    assert pools["odd"].gpu == "quantum"
-    assert "gpu: quantum  # write one of: " in text
-    assert all(pool.gpu_directive == "--gpus-per-node={n}" for pool in cluster.pools)
-
-
-def test_slurm_without_gpus(tmp_path: Path) -> None:
-    cluster = read(slurm_cluster(FakeSlurm(sinfo="debug|2|(null)|4|8000\n")), tmp_path)
-    assert [(pool.gpu, pool.gpus_per_node) for pool in cluster.pools] == [("CPU", 2)]
-
-
-def test_what_the_configuration_rules_out(tmp_path: Path) -> None:
-    config = "SchedulerType = sched/builtin\nSchedulerParameters = a,disable_hetjob_steps\nSelectType = select/linear\n"
-    cluster = read(slurm_cluster(FakeSlurm(config=config)), tmp_path)
-    assert (cluster.hetjobs, cluster.hetjob_steps) == (False, False)
-    assert cluster.pools[0].gpu_directive == "--gres=gpu:{n}"
-
-
-def test_names_that_yaml_could_take_for_something_else(tmp_path: Path) -> None:
-    cluster = read(slurm_cluster(FakeSlurm(sinfo="null|1|(null)|1|1000\n12|1|(null)|1|1000\n")), tmp_path)
-    assert [pool.partition for pool in cluster.pools] == ["null", "12"]
-
-
-def test_slurm_that_is_silent_or_refuses() -> None:
-    with pytest.raises(SlurmSilentError, match="sinfo gave no answer within 20 s"):
-        slurm_cluster(FakeSlurm(returncode=None))
-    with pytest.raises(SlurmRefusedError, match="sinfo -h: slurm_load_partitions: Unable to contact"):
-        slurm_cluster(FakeSlurm(returncode=1, stderr="slurm_load_partitions: Unable to contact slurm controller\n"))
-    with pytest.raises(SlurmRefusedError, match="names no partition"):
-        parse_sinfo("")

@@ -22,23 +22,33 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_no_metrics_yet(run: RunDir) -> None:
-    assert last_metrics(run) is None
+    assert last_metrics(run, 1) is None
     run.metrics.write_text("")
-    assert last_metrics(run) is None
+    assert last_metrics(run, 1) is None
     run.metrics.write_text('{"step": 0, "eval_loss": 3.0}\n')
-    assert last_metrics(run) is None
+    assert last_metrics(run, 1) is None
 
 
 def test_the_last_whole_line_of_a_step_counts(run: RunDir) -> None:
     run.metrics.write_text(line(1) + line(2) + '{"step": 2, "eval_loss": 3.0}\n' + line(3)[:-5])
-    found = last_metrics(run)
+    found = last_metrics(run, 1)
     assert found is not None
     assert found.step == 2
 
 
 def test_a_whole_last_line_that_lacks_its_end_is_torn(run: RunDir) -> None:
     run.metrics.write_text(line(1) + line(20).rstrip("\n"))
-    found = last_metrics(run)
+    found = last_metrics(run, 1)
+    assert found is not None
+    assert found.step == 1
+
+
+def test_an_attempt_that_starts_again_has_no_progress_yet(run: RunDir) -> None:
+    run.metrics.write_text(line(400, attempt=1))
+    assert last_metrics(run, 2) is None
+    with run.metrics.open("a") as file:
+        file.write(line(1, attempt=2))
+    found = last_metrics(run, 2)
     assert found is not None
     assert found.step == 1
 
@@ -48,14 +58,14 @@ def test_reads_back_over_many_lines(run: RunDir, evaluations: int) -> None:
     run.metrics.write_text(line(7) + '{"step": 7, "eval_loss": 3.0, "padding": "' + "x" * 100 + '"}\n' * 1)
     with run.metrics.open("a") as file:
         file.write(('{"step": 7, "eval_loss": 3.0, "padding": "' + "x" * 100 + '"}\n') * evaluations)
-    found = last_metrics(run)
+    found = last_metrics(run, 1)
     assert found is not None
     assert found.step == 7
 
 
 def test_a_loss_that_is_no_number(run: RunDir) -> None:
     run.metrics.write_text(line(1, loss=float("nan")))
-    found = last_metrics(run)
+    found = last_metrics(run, 1)
     assert found is not None
     assert found.loss != found.loss
 
@@ -65,13 +75,14 @@ def beat(rank: int, role: str, done: int, total: int = 10, **more: object) -> di
     return {**record, "unit": "steps", "waiting_for": None, "since": 0.0, **more}
 
 
-def test_heartbeats_that_can_be_read(run: RunDir) -> None:
+def test_heartbeats_of_the_attempt_that_can_be_read(run: RunDir) -> None:
     run.heartbeats.mkdir()
-    run.heartbeat(1).write_text(json.dumps(beat(1, "student", 3)))
+    run.heartbeat(1).write_text(json.dumps(beat(1, "student", 3, attempt=2)))
     run.heartbeat(0).write_text(json.dumps(beat(0, "teacher", 4)))
     run.heartbeat(2).write_text("{")
     run.heartbeat(3).write_text('{"rank": 3}')
-    assert [beat.rank for beat in read_heartbeats(run)] == [0, 1]
+    run.heartbeat(4).write_text(json.dumps(beat(4, "student", 3, attempt=1)))
+    assert [beat.rank for beat in read_heartbeats(run, 2)] == [0, 1]
 
 
 def test_teachers_share_their_work_and_students_do_not() -> None:

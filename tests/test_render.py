@@ -35,6 +35,7 @@ from render_cases import (
 
 from kd_launch.cluster import Cluster
 from kd_launch.errors import SpecError
+from kd_launch.run_dir import job_name
 from kd_launch.scripts.render import find_template
 
 HERE = Path(__file__).parent
@@ -217,6 +218,10 @@ class Bench:
         path = f"{self.root / 'bin'}:{os.environ['PATH']}"
         return {"PATH": path, "HOME": "/nowhere", "FAKE_RECORD": str(self.record), **variables}
 
+    def words(self, name: str) -> list[str]:
+        """What a stand-in noted, word by word."""
+        return (self.record / name).read_bytes().decode().split("\0")[:-1]
+
     def run(self, case: Case, **variables: str) -> subprocess.CompletedProcess[str]:
         """Renders for this folder and runs the script to its end."""
         case = replace(case, run_dir=self.run_dir, python=self.python)
@@ -234,10 +239,7 @@ class Bench:
     def ranks(self) -> list["Rank"]:
         """What each rank noted, in rank order."""
         numbers = sorted(int(path.name.removeprefix("argv-")) for path in self.record.glob("argv-*"))
-        return [Rank(self._words(f"argv-{n}"), dict(w.split("=", 1) for w in self._words(f"env-{n}"))) for n in numbers]
-
-    def _words(self, name: str) -> list[str]:
-        return (self.record / name).read_bytes().decode().split("\0")[:-1]
+        return [Rank(self.words(f"argv-{n}"), dict(w.split("=", 1) for w in self.words(f"env-{n}"))) for n in numbers]
 
     def roles(self) -> list[str]:
         return [rank.argv[-1] for rank in self.ranks()]
@@ -257,6 +259,7 @@ def lines_of(role_name: str, ranks: range, width: int = 1) -> list[str]:
     [
         ("hetjob", 16, 4),
         ("hetstep", 24, 8),
+        ("two_steps", 16, 4),
         ("ranks-2-2", 2, 2),
         ("ranks-5-3", 5, 3),
         ("ranks-last-node-smaller", 8, 4),
@@ -271,9 +274,11 @@ def test_every_rank_has_its_role_and_every_role_its_log(bench: Bench, name: str,
     world = teachers + students
     width = len(str(world - 1))
     assert bench.roles() == ["teacher"] * teachers + ["student"] * students
+    width = 1 if name == "two_steps" else width
     assert bench.log("teacher") == lines_of("teacher", range(teachers), width)
     assert bench.log("student") == lines_of("student", range(teachers, world), width)
-    assert "srun: warning: words of its own" in done.stdout + done.stderr
+    srun_log = (bench.run_dir / "logs/attempt-1/srun.log").read_text()
+    assert set(srun_log.splitlines()) == {"srun: warning: words of its own"}
     for rank in bench.ranks():
         assert rank.argv[:3] == ["-m", "kd_launch.runtime", str(bench.run_dir)]
         assert rank.env["KD_LAUNCH_ATTEMPT"] == "1"
@@ -319,17 +324,62 @@ def test_pyxis_is_asked_for_on_every_part(bench: Bench) -> None:
         assert "--container-mounts=/shared:/shared,/scratch:/tmp" in part
 
 
-@pytest.mark.parametrize("name", ["hetstep", "ranks-2-2", "colocated", "local"])
-def test_exit_0_needs_the_done_record(bench: Bench, name: str) -> None:
-    done = bench.run(CASES[name])
+def test_exit_0_of_a_local_script_needs_the_done_record(bench: Bench) -> None:
+    done = bench.run(CASES["local"])
     assert done.returncode == 1
     assert "wrote no done.json" in done.stderr
-    assert bench.run(CASES[name], FAKE_DONE="1").returncode == 0
+    assert bench.run(CASES["local"], FAKE_DONE="1").returncode == 0
 
 
-@pytest.mark.parametrize("name", ["hetstep", "ranks-2-2", "colocated"])
-def test_a_ranks_exit_code_is_the_scripts(bench: Bench, name: str) -> None:
-    assert bench.run(CASES[name], FAKE_FAILS="1", FAKE_DONE="1").returncode == 7
+SLURM = ["hetjob", "hetstep", "ranks-2-2", "two_steps", "colocated"]
+
+
+@pytest.mark.parametrize("name", SLURM)
+def test_the_caretaker_watches_srun_and_decides_by_its_status(bench: Bench, name: str) -> None:
+    done = bench.run(CASES[name], FAKE_FAILS="1", FAKE_NEXT="fail")
+    assert done.returncode == 1
+    assert bench.words("decide") == ["decide", str(bench.run_dir), "1", "7"]
+    verb, run_dir, attempt, *pids = bench.words("watch")
+    assert (verb, run_dir, attempt) == ("watch", str(bench.run_dir), "1")
+    assert sorted(pids) == sorted(path.name.removeprefix("srun-") for path in bench.record.glob("srun-*"))
+    assert len(pids) == (2 if name == "two_steps" else 1)
+
+
+@pytest.mark.parametrize(("word", "status"), [("done", 0), ("fail", 1), ("", 1), ("nonsense", 1)])
+def test_only_done_is_exit_0(bench: Bench, word: str, status: int) -> None:
+    assert bench.run(CASES["hetjob"], FAKE_NEXT=word or " ").returncode == status
+
+
+def test_a_watch_that_fails_costs_nothing_but_the_watch(bench: Bench) -> None:
+    done = bench.run(CASES["hetjob"], FAKE_WATCH="1", FAKE_NEXT="done")
+    assert done.returncode == 0
+    assert "attempt 1 is not watched" in done.stderr
+    assert len(bench.ranks()) == 20
+
+
+def test_a_decision_that_fails_requeues_nothing(bench: Bench) -> None:
+    bench._program("scontrol", 'touch "$FAKE_RECORD/scontrol"')
+    case = CASES["hetjob"]
+    pools = tuple(pool.model_copy(update={"python": "/nowhere/python"}) for pool in case.cluster.pools)
+    done = bench.run(replace(case, cluster=case.cluster.model_copy(update={"pools": pools})), SLURM_JOB_ID="12")
+    assert done.returncode == 1
+    assert not (bench.record / "scontrol").exists()
+
+
+def test_a_requeued_script_waits_for_slurm_to_end_it(bench: Bench) -> None:
+    bench._program("scontrol", 'printf "%s\\0" "$@" >"$FAKE_RECORD/scontrol"; sleep 0.2; kill "$PPID"')
+    done = bench.run(CASES["hetjob"], FAKE_NEXT="requeue", SLURM_JOB_ID="12")
+    assert done.returncode == -signal.SIGTERM
+    assert bench.words("scontrol") == ["requeue", "12"]
+
+
+def test_a_refused_requeue_is_said_and_is_exit_1(bench: Bench) -> None:
+    bench._program("sleep", "exit 0")
+    bench._program("scontrol", 'echo again >>"$FAKE_RECORD/scontrol"; exit 1')
+    done = bench.run(CASES["hetjob"], FAKE_NEXT="requeue", SLURM_JOB_ID="12")
+    assert done.returncode == 1
+    assert "kd-launch: Slurm has not requeued job 12" in done.stderr
+    assert (bench.record / "scontrol").read_text().splitlines() == ["again", "again"]
 
 
 @pytest.mark.parametrize("name", ["hetstep", "ranks-2-2", "local"])
@@ -474,7 +524,7 @@ def test_directive_values_arrive_or_are_refused(field: str) -> None:
         if not message:
             components = directives(replace(CASES["hetjob-pyxis"], **changes(value)).text())
             assert len(components) == 2
-            assert components[0][option] == value
+            assert components[0][option] == (job_name(value) if field == "run_name" else value)
             assert "--wrap" not in components[0] | components[1]
         elif value in SEPARATORS:
             assert value in message
@@ -488,8 +538,8 @@ def test_no_directive_value_is_run(quick: Bench, value: str) -> None:
     options = dict.fromkeys(["account", "qos", "reservation", "dependency", "mail_user", "comment"], value)
     cluster = with_pool(partition=value, mem=value, constraint=value, sbatch=(f"--{value}",))
     case = replace(CASES["hetjob-pyxis"], cluster=cluster, spec=spec_of(**options), run_name=value)
-    done = quick.run(case)
-    assert "wrote no done.json" in done.stderr
+    quick.run(case)
+    assert quick.words("decide")[0] == "decide"
     assert not (quick.root / "canary").exists()
 
 
@@ -598,12 +648,6 @@ def test_a_run_folder_of_bytes_is_refused(tmp_path: Path) -> None:
 
 
 # Layouts that no script holds
-
-
-def test_two_steps_is_refused_with_the_way_out() -> None:
-    layout = layout_of("two_steps", role("h100", 1, 8), role("h100", 1, 8))
-    with pytest.raises(SpecError, match=r"launch: two_steps .* set launch: ranks, hetstep or hetjob"):
-        Case(H100, layout).text()
 
 
 def test_one_allocation_has_one_pool() -> None:

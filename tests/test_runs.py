@@ -1,9 +1,11 @@
 """Which run is meant."""
 
+import json
 from pathlib import Path
 
 import pytest
 from run_folders import alive, make_run
+from slurm_runs import make_slurm_run
 
 from kd_launch.errors import SpecError, UnknownNameError
 from kd_launch.runs.lookup import find_run, list_runs, run_root
@@ -35,6 +37,17 @@ def test_finds_by_name_beginning_job_and_latest(root: Path, tmp_path: Path) -> N
         str(alive().pid): running.name,
     }.items():
         assert find_run(text, root, tmp_path).path == root / name
+
+
+def test_finds_a_slurm_run_by_every_job_that_it_was(root: Path, tmp_path: Path) -> None:
+    slurm_run = make_slurm_run(root / "slurm-1", job_id="612")
+    state = json.loads(slurm_run.state.read_text())
+    slurm_run.state.write_text(json.dumps({**state, "earlier_jobs": ["540", "577"]}))
+    for text in ("612", "612+0", "612+1", "540", "577+1"):
+        assert find_run(text, root, tmp_path).path == slurm_run.path
+    for text in ("613", "612_1", "612.0"):
+        with pytest.raises(UnknownNameError):
+            find_run(text, root, tmp_path)
 
 
 def test_a_whole_name_is_no_beginning(root: Path, tmp_path: Path) -> None:

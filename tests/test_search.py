@@ -253,7 +253,7 @@ def test_small_teachers_have_no_inflection():
         ({"launch": "hetstep"}, lambda it: it.launch == "hetstep" and not it.shares_nodes),
         ({"launch": "hetjob"}, lambda it: it.launch == "hetjob" and not it.shares_nodes),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_pins_are_kept(pins, kept):
     plan = plan_qwen(H100_2, **pins)

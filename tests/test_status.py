@@ -11,7 +11,15 @@ from run_folders import ELSEWHERE, GONE, HOST, alive, beat, end, failure, make_r
 from kd_launch.cli.display import console, status_view
 from kd_launch.errors import SpecError
 from kd_launch.run_dir import RunDir
-from kd_launch.runs.status import Status, build, gather, read_status
+from kd_launch.runs.asking import look_at_all
+from kd_launch.runs.facts import gather
+from kd_launch.runs.status import Status, build
+
+NEVER_STARTED = "made, but never started: its submission was cut off; remove the folder and submit again"
+
+
+def no_program(*_: Any, **__: Any) -> Any:
+    raise AssertionError("local runs start no program")
 
 
 def status(run: RunDir, now: float | None = None) -> Status:
@@ -22,6 +30,7 @@ def status(run: RunDir, now: float | None = None) -> Status:
     ("records", "state", "ended", "reason"),
     [
         ({"started": False}, "PENDING", False, "made, but not started"),
+        ({"started": False, "made": 100.0}, "FAILED", True, NEVER_STARTED),
         ({"controller": alive()}, "RUNNING", False, None),
         ({"controller": alive(), "done": {"time": 1, "step": 1000}}, "RUNNING", False, None),
         ({"done": {"time": 1, "step": 1000}, "end": end()}, "COMPLETED", True, None),
@@ -87,8 +96,9 @@ def test_json_of_a_disjoint_run(tmp_path: Path) -> None:
         "attempt": 1,
         "components": [{"role": role, **component, "start_estimate": None} for role in ("teacher", "student")],
         "progress": {"step": 5, "steps": 1000, "loss": 2.5, "tokens_per_second": 1000.0, "eta_seconds": 0.0},
-        "failure": {"attempt": 1, "role": "student", "rank": 1, "host": "h", "error": "ValueError: no"},
-    }
+        "failure": {"attempt": 1, "role": "student", "rank": 1, "host": "h", "error": "ValueError: no", "kind": None},
+        "reason": None, "start_estimate": None, "way_on": None, "attempts": None,
+    }  # fmt: skip
 
 
 def test_colocated_ranks_are_one_component(tmp_path: Path) -> None:
@@ -116,7 +126,7 @@ def test_a_broken_folder_is_an_error_that_names_the_file(tmp_path: Path, name: s
     (run.path / name).write_text(text)
     with pytest.raises(SpecError, match=name):
         status(run)
-    listed = read_status(run, 0.0)
+    listed = look_at_all([run], no_program)[0][0]
     assert listed.state == "UNKNOWN"
     assert name in str(listed.components[0].reason)
 

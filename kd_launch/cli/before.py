@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kd_launch.cli.app import ClusterFile, Config, Json, NewRunDir, Set, app, current_folder, say, source_of
-from kd_launch.errors import CheckError
 
 if TYPE_CHECKING:
     # The commands import what they need when they run: --help and status must not wait for the planner.
-    from kd_launch.check import Finding
+    from kd_launch.checks.finding import Finding
+    from kd_launch.cluster import SiteFacts
     from kd_launch.plan import Layout
-    from kd_launch.preparation import Inputs, Source
+    from kd_launch.preparation import AskSite, Inputs, Source
 
 
 @app.command()
@@ -27,14 +27,26 @@ def init(
     import shutil
     import socket
 
-    from kd_launch import init as first
     from kd_launch.commands import run
+    from kd_launch.errors import SlurmRefusedError
+    from kd_launch.init.files import write_first_files
+    from kd_launch.init.slurm_site import describe_slurm
+    from kd_launch.init.this_machine import local_cluster
     from kd_launch.local.machine import read_machine
 
-    ask_slurm = not local and shutil.which("sinfo") is not None
-    text = first.slurm_cluster(run) if ask_slurm else first.local_cluster(read_machine(), socket.gethostname())
-    for path in first.write_first_files(folder, text, os.environ):
+    notes: tuple[str, ...] = ()
+    if not local and shutil.which("scontrol") is not None:
+        try:
+            described = describe_slurm(run)
+        except SlurmRefusedError as error:
+            raise SlurmRefusedError(f"{error}; `kd-launch init --local` describes this machine alone") from error
+        text, notes = described.text, described.notes
+    else:
+        text = local_cluster(read_machine(), socket.gethostname())
+    for path in write_first_files(folder, text, os.environ):
         print(path)
+    for note in notes:
+        say(note)
 
 
 @app.command()
@@ -101,12 +113,15 @@ def _write(path: Path, text: str) -> None:
         write_whole(path, text.encode())
 
 
-def script_of(source: "Source", given: Path | None) -> str:
+def script_of(source: "Source", given: Path | None, ask_site: "AskSite | None" = None) -> str:
     """The script of a run; says its folder on stderr where that is not given."""
+    from kd_launch.cluster import SiteFacts
     from kd_launch.preparation import load_and_plan
     from kd_launch.submission import planned_run_dir, script_text
 
-    inputs, found = load_and_plan(source)
+    inputs, found = load_and_plan(source, ask_site=ask_site or SiteFacts)
+    for note in inputs.notes:
+        say(note)
     run = planned_run_dir(inputs, given, source.cwd, datetime.now(UTC))
     if given is None:
         say(f"the script of a run submitted now, in {run.path}; --run-dir names another folder")
@@ -115,24 +130,63 @@ def script_of(source: "Source", given: Path | None) -> str:
 
 @app.command()
 def check(config: Config, settings: Set = None, cluster: ClusterFile = None) -> None:
-    """Look for what would fail inside the job: models, data, lengths, disk, layout, memory, interpreter."""
+    """Look for what would fail in the queue or inside the job: files, disk, layout, interpreter, and what Slurm allows.
+
+    Each line says ok, note, warn or FAIL. Exit code 3 when anything would fail, 6 when Slurm does not answer.
+    """
+    from kd_launch.checks.finding import error_of
     from kd_launch.preparation import load_inputs, plan_inputs
 
-    source = source_of(config, settings, cluster)
-    inputs = load_inputs(source)
-    failed = 0
+    inputs = load_inputs(source_of(config, settings, cluster), ask_site)
+    found = []
     for finding in findings(inputs, lambda: plan_inputs(inputs).chosen):
         print(finding.line(), flush=True)
-        failed += not finding.ok
-    if failed:
-        raise CheckError(f"{failed} of these would fail")
+        found.append(finding)
+    failed = sum(not finding.ok for finding in found)
+    error = error_of(found, f"{failed} of these would fail")
+    if error is not None:
+        raise error
+
+
+def _address_of(host: str) -> str | None:
+    import socket
+
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return None
 
 
 def findings(inputs: "Inputs", choose: "Callable[[], Layout]") -> "Iterator[Finding]":
-    """What the preflight finds on this machine."""
-    from kd_launch.check import Place
-    from kd_launch.check import check as look
+    """What the preflight finds on this machine, and on the cluster."""
+    import socket
+
+    from kd_launch.checks.finding import Place
+    from kd_launch.checks.preflight import check as look
     from kd_launch.commands import run
     from kd_launch.local.machine import read_machine
 
-    return look(inputs, choose, Place(read_machine(), os.environ, current_folder(), run))
+    mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
+    place = Place(read_machine(), os.environ, current_folder(), run, socket.gethostname(), mounts, _address_of)
+    return look(inputs, choose, place)
+
+
+def refuse(found: "Iterator[Finding]") -> None:
+    """Says what somebody should know who submits all the same, and raises for what would fail."""
+    from kd_launch.checks.finding import Level, error_of
+
+    looked_at = list(found)
+    for finding in looked_at:
+        if finding.level is Level.WARNING:
+            say(f"warning: {finding.what}: {finding.says}")
+    error = error_of(looked_at)
+    if error is not None:
+        raise error
+
+
+def ask_site() -> "SiteFacts":
+    """What Slurm says of itself, for the commands that may ask it."""
+    from kd_launch.commands import run
+    from kd_launch.slurm.site import site_facts
+
+    return site_facts(run)

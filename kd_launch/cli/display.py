@@ -7,17 +7,36 @@ from contextlib import ExitStack
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from kd_launch.cli.status_text import (
+    attempt_lines,
+    duration,
+    failure_line,
+    headlines,
+    in_short,
+    reason_line,
+    role_notes,
+    waits,
+)
 from kd_launch.plan import Role
-from kd_launch.runs.role_progress import RoleProgress, role_progress
-from kd_launch.runs.status import Facts, Failure, Status, StepProgress
+from kd_launch.runs.facts import Facts
+from kd_launch.runs.role_progress import RoleProgress, ranks_of, role_progress
+from kd_launch.runs.standing import Component
+from kd_launch.runs.status import Status
+from kd_launch.slurm.nodes import fold
 
 POLL_S = 0.5
 PLAIN_S = 5.0
-STYLES = {"RUNNING": "cyan", "PENDING": "yellow", "COMPLETED": "green", "CANCELLED": "yellow", "UNKNOWN": "magenta"}
+GAP = "  "
+WIDE = 100
+"""Columns of a window in which all figures of a list of runs have room."""
+STYLES = {
+    "RUNNING": "cyan", "PENDING": "yellow", "REQUEUED": "yellow", "COMPLETED": "green", "CANCELLED": "yellow",
+    "UNKNOWN": "magenta",
+}  # fmt: skip
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -25,30 +44,6 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else 200
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds.
-
-    >>> duration(3725), duration(59.6)
-    ('1:02:05', '0:01:00')
-    """
-    minutes, second = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
-
-
-def progress_words(progress: StepProgress | None) -> str:
-    """Step, loss, speed and what is left, in one line."""
-    if progress is None:
-        return "no step yet"
-    left = f", about {duration(progress.eta_seconds)} left" if progress.eta_seconds else ""
-    speed = f"{progress.tokens_per_second:,.0f} tokens/s"
-    return f"step {progress.step} of {progress.steps}, loss {progress.loss:.4f}, {speed}{left}"
-
-
-def failure_words(failure: Failure) -> str:
-    """The first failure, in one line."""
-    return f"{failure.role} rank {failure.rank} on {failure.host} (attempt {failure.attempt}): {failure.error}"
 
 
 def _state(state: str) -> Text:
@@ -59,55 +54,91 @@ def _state(state: str) -> Text:
 
 
 def status_view(facts: Facts, status: Status) -> RenderableType:
-    """A head line, a table of the roles, and what went wrong."""
-    head = Text.assemble(status.run, "  ", _state(status.state), f"  attempt {status.attempt}")
-    lines: list[RenderableType] = [head, Text(progress_words(status.progress)), _role_table(facts, status)]
-    if status.failure is not None:
-        lines.append(Text(f"first failure: {failure_words(status.failure)}", style="red"))
+    """What the run is, how far, a table of its roles, what went wrong, and what can be done."""
+    head = Text.assemble(status.run, "  ", _state(status.state), *_numbers(facts, status))
+    lines: list[RenderableType] = [head, *(Text(line) for line in headlines(facts, status))]
+    if reason := reason_line(status):
+        lines.append(Text(reason, style="yellow"))
+    lines.append(_role_table(facts, status))
+    lines += [Text(line) for line in (*role_notes(facts, status), *attempt_lines(status))]
+    if failed := failure_line(status):
+        lines.append(Text(failed, style="red"))
+    if status.way_on is not None:
+        lines.append(Text.assemble("to let it start: ", (status.way_on, "bold")))
     return Group(*lines, Text(f"folder: {status.run_dir}"))
 
 
+def _numbers(facts: Facts, status: Status) -> list[str]:
+    job = [f"  job {status.job_id}"] if facts.on_slurm and status.job_id else []
+    return [*job, f"  attempt {status.attempt}" if status.attempt else "  no attempt yet"]
+
+
 def _role_table(facts: Facts, status: Status) -> Table:
-    table = Table("role", "state", "nodes", "done", "sign of life", "reason", box=None, pad_edge=False)
-    for component in status.components:
-        seen = role_progress(component.role, facts.heartbeats)
-        doing = seen.waiting_for if seen and not status.ended else None
-        reason = component.reason or (f"waits for {doing}" if doing else "")
-        nodes, alive = ",".join(component.nodes), _alive(seen, facts, status.ended)
-        table.add_row(component.role, _state(component.state), nodes, _done(seen), alive, reason)
+    """A row for each role; columns in which nothing stands are left out."""
+    names = ("role", "job", "state", "nodes", "done", "sign of life")
+    rows = [_role_cells(component, facts, status) for component in status.components]
+    used = [i for i in range(len(names)) if names[i] in ("role", "state") or any(row[i] for row in rows)]
+    columns = [Column(names[i], no_wrap=names[i] != "nodes", overflow="fold") for i in used]
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(row[i] for i in used))
     return table
+
+
+def _role_cells(component: Component, facts: Facts, status: Status) -> list[RenderableType]:
+    seen = None if waits(status) else role_progress(component.role, facts.heartbeats)  # of an attempt that is over
+    job = component.job_id if component.het_group is not None else ""
+    nodes = fold(component.nodes) if component.nodes else ""
+    alive = _alive(component.role, seen, facts, status.ended)
+    return [component.role, job, _state(component.state), nodes, _done(seen), alive]
 
 
 def _done(seen: RoleProgress | None) -> str:
     return f"{seen.done} of {seen.total} {seen.unit}" if seen and seen.total else ""
 
 
-def _alive(seen: RoleProgress | None, facts: Facts, ended: bool) -> str:
+def _alive(role: Role, seen: RoleProgress | None, facts: Facts, ended: bool) -> Text | str:
+    """How long ago the rank spoke that has been silent longest, and how many have spoken at all."""
     if seen is None or ended:
         return ""
-    return f"{max(0.0, facts.now - seen.oldest):.0f} s ago, {seen.ranks} ranks"
+    planned = ranks_of(role, facts.plan.layout)
+    ranks = f"{seen.ranks} ranks" if seen.ranks == planned else f"{seen.ranks} of {planned} ranks"
+    silent = max(0.0, facts.now - seen.oldest)
+    age = f"{silent:.0f} s ago" if silent < 120 else f"{duration(silent)} ago"
+    return Text(f"{age}, {ranks}", style="red" if silent > facts.plan.cluster.heartbeat_timeout_s else "")
 
 
 # All runs
 
 
-def runs_table(statuses: Sequence[Status]) -> Table:
-    """One line for each run."""
-    names = ("run", "state", "job", "step", "loss", "left", "failure")
-    table = Table(*(Column(name, no_wrap=True) for name in names), box=None, pad_edge=False)
-    for status in statuses:
-        progress = status.progress
-        step = f"{progress.step}/{progress.steps}" if progress else ""
-        loss = f"{progress.loss:.4f}" if progress else ""
-        left = duration(progress.eta_seconds) if progress and not status.ended else ""
-        table.add_row(status.run, _state(status.state), status.job_id or "", step, loss, left, _why(status))
+def runs_table(statuses: Sequence[Status], now: float, width: int) -> Table:
+    """One line for each run; in a narrow window without figures that `status RUN` shows."""
+    names = ("run", "state", "job", "step", *(("loss", "left") if width >= WIDE else ()), "why")
+    rows = [_run_cells(status, now) for status in statuses]
+    used = [name for name in names if name in ("run", "state") or any(row[name] for row in rows)]
+    longest = {name: max(len(name), *(len(row[name]) for row in rows)) for name in used}
+    left = width - sum(longest[name] + len(GAP) for name in used if name != "why")
+    table = Table(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0))
+    for name in used:
+        # Of its own accord rich would take the room for a long reason from the state.
+        table.add_column(name, no_wrap=True, width=max(10, min(left, longest[name])) if name == "why" else None)
+    for row in rows:
+        table.add_row(*(row[name] for name in used))
     return table
 
 
-def _why(status: Status) -> str:
-    if status.failure is not None:
-        return failure_words(status.failure).splitlines()[0]
-    return next((component.reason for component in status.components if component.reason), "")
+def _run_cells(status: Status, now: float) -> dict[str, Text]:
+    progress = status.progress
+    left = duration(progress.eta_seconds) if progress and not status.ended and not waits(status) else ""
+    cells = {
+        "run": status.run,
+        "job": status.job_id or "",
+        "step": f"{progress.step}/{progress.steps}" if progress else "",
+        "loss": f"{progress.loss:.4f}" if progress else "",
+        "left": left,
+        "why": in_short(status, now),
+    }
+    return {"state": _state(status.state), **{name: Text(text) for name, text in cells.items()}}
 
 
 # A run that is waited for
@@ -142,7 +173,7 @@ def _follow_lines(look: Look, out: Console, sleep: Callable[[float], None]) -> S
     said, last = "", -PLAIN_S
     while True:
         facts, status = look()
-        words = "; ".join((progress_words(status.progress), *_each_role(facts, status)))
+        words = "; ".join((*headlines(facts, status), *_each_role(facts, status)))
         if words != said and (status.ended or time.monotonic() - last >= PLAIN_S):
             out.print(words)
             said, last = words, time.monotonic()
@@ -159,34 +190,35 @@ def _each_role(facts: Facts, status: Status) -> Iterable[str]:
 
 
 def _follow_bars(look: Look, out: Console, sleep: Callable[[float], None]) -> Status:
-    columns = (
-        TextColumn("{task.description:8}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.fields[count]:28}", markup=False),
-        TextColumn("{task.fields[words]}", markup=False),
-    )
-    with Progress(*columns, console=out, auto_refresh=False) as bars:
-        tasks: dict[Role, TaskID] = {}
+    with Live(console=out, auto_refresh=False) as live:
         while True:
             facts, status = look()
-            for component in status.components:
-                if component.role not in tasks:
-                    tasks[component.role] = bars.add_task(component.role, total=None, count="", words="")
-                bars.update(tasks[component.role], **_bar(component.role, facts, status))  # type: ignore[arg-type]
-            bars.refresh()
+            live.update(_bars_view(facts, status), refresh=True)
             if status.ended:
                 return status
             sleep(POLL_S)
 
 
+def _bars_view(facts: Facts, status: Status) -> RenderableType:
+    """A bar for each role, and the lines that say how far the run is, or why it waits."""
+    words = [*headlines(facts, status), *role_notes(facts, status)]
+    if reason := reason_line(status):
+        words.append(reason)
+    lines = [Text(line) for line in words]
+    if waits(status):
+        return Group(*lines)
+    bars = Progress(TextColumn("{task.description:8}"), BarColumn(bar_width=30), TextColumn("{task.fields[count]}"))
+    for component in status.components:
+        bars.add_task(component.role, **_bar(component.role, facts, status))  # type: ignore[arg-type]
+    return Group(bars, *lines)
+
+
 def _bar(role: Role, facts: Facts, status: Status) -> dict[str, object]:
     """One role's bar. Metrics are ahead of heartbeats, which come every two seconds only."""
-    seen = role_progress(role, facts.heartbeats)
+    seen, progress = role_progress(role, facts.heartbeats), status.progress
     if seen is None:
-        return {"total": None, "words": "starts"}
-    done, total, progress = seen.done, seen.total, status.progress
-    words = f"waits for {seen.waiting_for}" if seen.waiting_for and not status.ended else ""
+        return {"total": None, "count": ""}
+    done, total = seen.done, seen.total
     if role is not Role.TEACHER and progress is not None:
-        done, total, words = max(done, progress.step), progress.steps, progress_words(progress).partition(", ")[2]
-    count = f"{done} of {total} {seen.unit}" if total else ""
-    return {"completed": done, "total": total or None, "count": count, "words": words}
+        done, total = max(done, progress.step), progress.steps
+    return {"completed": done, "total": total or None, "count": f"{done} of {total} {seen.unit}" if total else ""}

@@ -1,40 +1,70 @@
-"""Ends a local run from any shell, and leaves no process of it behind."""
+"""Ends a run from any shell, and leaves no process of it behind: here one on this machine, in cancel_job on Slurm."""
 
 import signal
 import time
 from collections.abc import Callable
 
+from kd_launch.commands import Runner
 from kd_launch.errors import CheckError
 from kd_launch.local.processes import ProcessIdentity, is_alive, send, with_variable
 from kd_launch.local.surroundings import RUN_VARIABLE
+from kd_launch.plan import read_run_plan
 from kd_launch.run_dir import RunDir, write_json
-from kd_launch.runs.state import RunState
-from kd_launch.runs.status import Status, build, gather
+from kd_launch.runs.cancel_job import Outcome, cancel_job
+from kd_launch.runs.state import RunState, read_state
 
 # The controller gives the ranks 10 s between TERM and KILL.
 CONTROLLER_S = 20.0
 KILLED_S = 5.0
 
 
-def cancel(run: RunDir, sleep: Callable[[float], None] = time.sleep) -> tuple[Status, bool]:
-    """Ends a run and returns what became of it, and whether it had ended already.
+def cancel(run: RunDir, runner: Runner, sleep: Callable[[float], None] = time.sleep) -> Outcome:
+    """Ends a run, unless it has ended.
 
     Raises:
         CheckError: it runs on another machine, or is another user's.
+        SlurmSilentError: Slurm does not answer.
         SpecError: the run folder cannot be read or written.
     """
-    facts = gather(run, time.time())
-    state, before = facts.state, build(facts)
-    if state is None or state.controller is None:
-        return before, True  # never started: there is nothing to end
-    if facts.controller_lives is None and not before.ended:
+    state = read_state(run)
+    if state is None:
+        return Outcome(had_ended=True)  # never started: there is nothing to end
+    if state.scheduler == "slurm":
+        return cancel_job(run, state, runner, sleep)
+    return Outcome(had_ended=_cancel_here(run, state, sleep))
+
+
+def has_ended_here(run: RunDir, state: RunState) -> bool | None:
+    """Whether a local run has ended; None where only the machine that it runs on can tell."""
+    if state.controller is None:
+        return True
+    # In this order: what a controller wrote before its end is there once the end was seen.
+    lives = is_alive(state.controller)
+    attempt = max(run.attempt_numbers(), default=0)
+    if run.end_record(attempt).exists() or lives is False:
+        return True
+    return False if lives else (run.done_record(attempt).exists() or None)
+
+
+def leftovers(state: RunState) -> list[ProcessIdentity]:
+    """Every process on this machine that was started for a local run, in whatever session or group it is now."""
+    return list(with_variable(RUN_VARIABLE, state.run_dir))
+
+
+def _cancel_here(run: RunDir, state: RunState, sleep: Callable[[float], None]) -> bool:
+    """Returns whether the run had ended already."""
+    had_ended = has_ended_here(run, state)
+    attempt = max(run.attempt_numbers(), default=0)
+    if had_ended is None:
+        assert state.controller is not None
         raise CheckError(f"{run.name} runs on {state.controller.host}: give `kd-launch cancel {run.name}` there")
-    if not before.ended:
-        _end_controller(run, state.controller, facts.attempt, sleep)
+    if not had_ended:
+        assert state.controller is not None
+        _end_controller(run, state.controller, attempt, sleep)
     _kill_leftovers(state, sleep)
-    if not before.ended and not run.end_record(facts.attempt).exists():
-        _write_end(run, facts.attempt, facts.plan.layout.world_size)
-    return build(gather(run, time.time())), before.ended
+    if not had_ended and not run.end_record(attempt).exists():
+        _write_end(run, attempt, read_run_plan(run.plan).layout.world_size)
+    return had_ended
 
 
 def _end_controller(run: RunDir, controller: ProcessIdentity, attempt: int, sleep: Callable[[float], None]) -> None:
@@ -55,9 +85,8 @@ def _send(run: RunDir, process: ProcessIdentity, number: signal.Signals) -> None
 
 
 def _kill_leftovers(state: RunState, sleep: Callable[[float], None]) -> None:
-    """Kills every process that was started for the run, in whatever session or group it is now."""
     deadline = time.monotonic() + KILLED_S
-    while (left := with_variable(RUN_VARIABLE, state.run_dir)) and time.monotonic() < deadline:
+    while (left := leftovers(state)) and time.monotonic() < deadline:
         for process in left:
             send(process, signal.SIGKILL)
         sleep(0.05)

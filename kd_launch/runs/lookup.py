@@ -1,4 +1,4 @@
-"""Which run is meant: a folder, a name or the beginning of one, a job id, or `latest`."""
+"""Which run is meant: a folder, a name or the beginning of one, a job id (123, or 123+1), or `latest`."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -8,6 +8,7 @@ from kd_launch.errors import SpecError, UnknownNameError, nearest
 from kd_launch.reading.spec_file import expand
 from kd_launch.run_dir import RunDir
 from kd_launch.runs.state import read_state
+from kd_launch.slurm.job_text import read_job_id
 
 ROOT_VARIABLE = "KD_LAUNCH_RUNS"
 
@@ -58,7 +59,9 @@ def find_run(text: str, root: Path, cwd: Path) -> RunDir:
 def _matching(text: str, runs: list[RunDir]) -> list[RunDir]:
     """The runs that answer to a name, else to a job id, else to the beginning of a name."""
     named = [run for run in runs if run.name == text]
-    submitted = [run for run in runs if _job_id(run) == text] if text.isdigit() else []
+    job = read_job_id(text)
+    is_job = job is not None and job.task is None and job.step is None
+    submitted = [run for run in runs if job is not None and job.leader in _job_ids(run)] if is_job else []
     return named or submitted or [run for run in runs if text and run.name.startswith(text)]
 
 
@@ -83,8 +86,10 @@ def _created(run: RunDir) -> float:
     return 0.0
 
 
-def _job_id(run: RunDir) -> str | None:
+def _job_ids(run: RunDir) -> tuple[str, ...]:
+    """The jobs that the run is and was; of local runs their controllers' process."""
     with suppress(SpecError):
         state = read_state(run)
-        return state.job_id if state else None
-    return None
+        if state is not None:
+            return (*state.earlier_jobs, *([state.job_id] if state.job_id else []))
+    return ()

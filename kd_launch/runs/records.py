@@ -31,6 +31,15 @@ class Heartbeat(BaseModel):
     waiting_for: str | None = None
     since: float = 0.0
     """Unix time since when it waits."""
+    attempt: int | None = None
+    ended: str | None = None
+    """Its last word, after which no sign of life follows: done, raised, lost_peer, orphaned, TERM or USR2."""
+    where: tuple[str, ...] = ()
+    """What its main thread is at, innermost first."""
+    phase: str = "training"
+    """starting, joining, loading, training or finishing."""
+    moved: float = 0.0
+    """Unix time of the last thing done, even where `done` stands still, as in an evaluation."""
 
 
 class Metrics(BaseModel):
@@ -42,25 +51,29 @@ class Metrics(BaseModel):
     loss: float
     tokens_per_second: float
     step_seconds: float
+    attempt: int | None = None
 
 
-def read_heartbeats(run: RunDir) -> tuple[Heartbeat, ...]:
-    """Every rank's, by rank."""
+def read_heartbeats(run: RunDir, attempt: int) -> tuple[Heartbeat, ...]:
+    """Every rank's of an attempt, by rank. A rank that has not begun to write still has an earlier attempt's file."""
     beats: list[Heartbeat] = []
     for path in sorted(run.heartbeats.glob("rank-*.json")):
         try:
-            beats.append(Heartbeat.model_validate(read_json(path)))
+            beat = Heartbeat.model_validate(read_json(path))
         except (SpecError, ValidationError):
             continue  # of another version; the next look finds a whole one
+        if beat.attempt in (attempt, None):
+            beats.append(beat)
     return tuple(beats)
 
 
-def last_metrics(run: RunDir) -> Metrics | None:
-    """The last whole line about a step; None where there is none yet."""
+def last_metrics(run: RunDir, attempt: int) -> Metrics | None:
+    """An attempt's last whole line about a step; None where it has none yet, though an earlier attempt may have."""
     try:
-        return next(_metrics_backwards(run.metrics), None)
+        last = next(_metrics_backwards(run.metrics), None)
     except OSError:
         return None
+    return last if last is not None and last.attempt in (attempt, None) else None
 
 
 def _metrics_backwards(path: Path) -> Iterator[Metrics]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kd_launch.plan import Role
+from kd_launch.plan import Layout, Role
 from kd_launch.runs.records import Heartbeat
 
 
@@ -22,6 +22,11 @@ class RoleProgress:
     """Unix time of the oldest of their last signs."""
     waiting_for: str | None
     """What one of them has waited for longest."""
+
+
+def ranks_of(role: Role, layout: Layout) -> int:
+    """How many ranks the plan gives a role."""
+    return layout.teacher.gpus if role is Role.TEACHER else layout.student.gpus
 
 
 def role_progress(role: Role, heartbeats: Sequence[Heartbeat]) -> RoleProgress | None:

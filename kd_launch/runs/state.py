@@ -28,6 +28,18 @@ class GitState(BaseModel):
     """Whether tracked files differed from it, or untracked ones lay there."""
 
 
+class JobToken(BaseModel):
+    """By what a job of ours is found again where its id was lost: written before sbatch is called."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job_name: str
+    script: str
+    """job.sbatch of the run folder, as Slurm shows the job's command."""
+    since: float
+    """Unix time; the job was not sent before."""
+
+
 class RunState(BaseModel):
     """What was started."""
 
@@ -37,6 +49,11 @@ class RunState(BaseModel):
     run_dir: str
     scheduler: Literal["slurm", "local"]
     job_id: str | None
+    """The leader's digits; null while Slurm's answer is not known. Of a local run its controller's process."""
+    token: JobToken | None = None
+    """Of a job on Slurm."""
+    earlier_jobs: tuple[str, ...] = ()
+    """Of before each resume, the oldest first."""
     attempts: int
     """That were begun by kd-launch."""
     controller: ProcessIdentity | None

@@ -1,126 +1,90 @@
-"""One rank: environment -> world -> role -> loop.
+"""One rank: environment -> place -> signs of life -> its part of the run; and how it ends.
 
 python -m kd_launch.runtime RUN_DIR --role teacher|student|both
 """
 
 import argparse
-import hashlib
 import os
 import sys
-import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from transformers.utils.logging import disable_progress_bar
-
-from kd_launch.errors import KdLaunchError
+from kd_launch.errors import KdLaunchError, SpecError
 from kd_launch.plan import Role, RunPlan, read_run_plan
-from kd_launch.run_dir import RunDir, write_json
-from kd_launch.runtime.batches import Batches
-from kd_launch.runtime.colocated import ColocatedTeacher, PayloadSource, RemoteTeacher
-from kd_launch.runtime.environment import Environment, read_environment
-from kd_launch.runtime.losses import Head
-from kd_launch.runtime.metrics import Heartbeat, MetricsFile, Progress, record_failure
-from kd_launch.runtime.models import DTYPES, load_head, load_student
-from kd_launch.runtime.optimizer import MakeOptimizer, make_adamw
-from kd_launch.runtime.parallel import shard_student
-from kd_launch.runtime.payload import PayloadForm
-from kd_launch.runtime.student import Trainer, finish
-from kd_launch.runtime.teacher import load_frozen_teacher, objective, payload_form, teach
-from kd_launch.runtime.world import World, agree, check_place, join, leave
+from kd_launch.run_dir import RunDir
+from kd_launch.runtime.departure import Departure, say
+from kd_launch.runtime.environment import Environment, guess_environment, read_environment
+from kd_launch.runtime.failures import lost_a_peer, record_error
+from kd_launch.runtime.heartbeat import Heartbeat, Progress
+from kd_launch.runtime.lineage import launcher_above
+from kd_launch.runtime.place import take_place
+
+if TYPE_CHECKING:
+    from kd_launch.runtime.optimizer import MakeOptimizer
 
 
-def run_rank(run_dir: RunDir, role: Role, environment: Environment, make_optimizer: MakeOptimizer = make_adamw) -> None:
-    """Joins the world, does this rank's part of the run, and leaves."""
-    run = read_run_plan(run_dir.plan)
-    check_place(environment, run, role)
-    progress = Progress(unit="micro-batches" if role is Role.TEACHER else "steps", total=0)
-    progress.wait_for("the other ranks")
-    heartbeat = Heartbeat(run_dir, environment.rank, role, progress, environment.launcher_pid)
-    heartbeat.start()
-    world = join(environment, run, run_dir, role)
-    batches = Batches(run, world.device)
-    plan_sum = hashlib.sha256(run_dir.plan.read_bytes()).hexdigest()
-    agree(world, {"attempt": environment.attempt, "plan": plan_sum, "first checksum": batches.first_checksum()})
-    progress.wait_for(None)
-    form = payload_form(run, DTYPES[run.spec.teacher.dtype])
-    if role is Role.TEACHER:
-        _run_teacher(world, run, batches, form, progress)
-    else:
-        _run_student(world, run, run_dir, batches, form, progress, make_optimizer)
-    leave(world)
-    heartbeat.stop()
-
-
-def _run_teacher(world: World, run: RunPlan, batches: Batches, form: PayloadForm, progress: Progress) -> None:
-    teacher = load_frozen_teacher(run, form, world.device)
-    progress.total = batches.schedule.items_per_teacher
-    teach(world, run, batches, teacher, form, progress)
-
-
-def _run_student(
-    world: World,
-    run: RunPlan,
-    run_dir: RunDir,
-    batches: Batches,
-    form: PayloadForm,
-    progress: Progress,
-    make_optimizer: MakeOptimizer,
-) -> None:
-    dtype = DTYPES[run.spec.student.dtype]
-    progress.total = run.spec.training.steps
-    model = load_student(run.spec).to(world.device)
-    student = shard_student(model, objective(run), run.layout.student, world.student_mesh, dtype)
-    source = _payload_source(world, run, batches, form)
-    metrics = MetricsFile(run_dir.metrics) if world.is_first_student else None
-    if world.is_first_student:
-        write_json(run_dir.start_record(world.attempt), {"time": time.time(), "attempt": world.attempt})
-    Trainer(world, run, batches, student, source, make_optimizer).train(metrics, progress)
-    finish(world, run, run_dir, student)
-    if world.is_first_student:
-        write_json(run_dir.done_record(world.attempt), {"time": time.time(), "step": run.spec.training.steps})
-
-
-def _payload_source(world: World, run: RunPlan, batches: Batches, form: PayloadForm) -> PayloadSource:
-    head: Head | None = load_head(run.spec.teacher, world.device) if form.kind == "hidden_states" else None
-    if run.layout.colocated:
-        return ColocatedTeacher(load_frozen_teacher(run, form, world.device), batches, form, head)
-    return RemoteTeacher(world, run, batches, form, head)
-
-
-def main(argv: list[str] | None = None, make_optimizer: MakeOptimizer = make_adamw) -> int:
+def main(argv: list[str] | None = None, make_optimizer: "MakeOptimizer | None" = None) -> int:
     """Runs one rank and returns its exit code; a failure is recorded in the run folder and printed."""
     parser = argparse.ArgumentParser(prog="kd_launch.runtime", description="One rank of a kd-launch run.")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--role", type=Role, choices=list(Role), required=True)
     arguments = parser.parse_args(argv)
-    run_dir = RunDir(arguments.run_dir)
-    environment = Environment("single", 0, 1, 0, 1, 1)
-    disable_progress_bar()  # a log of many ranks is no terminal
+    run_dir, role = RunDir(arguments.run_dir), arguments.role
     try:
         environment = read_environment(os.environ)
-        run_rank(run_dir, arguments.role, environment, make_optimizer)
+        run = read_run_plan(run_dir.plan)
+        place = take_place(environment, run.layout, role)
+    except KdLaunchError as error:
+        guess = guess_environment(os.environ, max(run_dir.attempt_numbers(), default=1))
+        return _report(error, run_dir, guess, role)[0]
+    return _live(run_dir, run, place, role, make_optimizer)
+
+
+def _live(
+    run_dir: RunDir, run: RunPlan, place: Environment, role: Role, make_optimizer: "MakeOptimizer | None"
+) -> int:  # fmt: skip
+    progress = Progress(unit="micro-batches" if role is Role.TEACHER else "steps")
+    heartbeat = Heartbeat(run_dir, place, role, progress)
+    launcher = launcher_above() if place.launcher == "slurm" else place.launcher_pid
+    departure = Departure(run_dir, place, role, heartbeat, launcher)
+    departure.heed_signals()
+    departure.start("heartbeat", lambda: heartbeat.keep_beating(departure.look_around))
+    try:
+        from kd_launch.runtime.rank import Task, run_rank  # not above: torch takes its time, and we live already
+
+        run_rank(Task(run_dir, run, place, role, progress, departure), make_optimizer)
     except Exception as error:  # whatever it is, the run folder must say so
-        _report(error, run_dir, arguments.role, environment)
-        return error.exit_code if isinstance(error, KdLaunchError) else 1
+        departure.give_way()
+        code, kind = _report(error, run_dir, place, role)
+        if kind == "lost_peer":
+            departure.follow_others()
+        heartbeat.end(kind)
+        return code
+    heartbeat.end("done")
     return 0
 
 
-def _report(error: Exception, run_dir: RunDir, role: Role, environment: Environment) -> None:
-    if isinstance(error, KdLaunchError):
-        sys.stderr.write(f"error: {error}\n")
-    else:
-        traceback.print_exc()
+def _report(
+    error: Exception, run_dir: RunDir, place: Environment, role: Role
+) -> tuple[int, Literal["raised", "lost_peer"]]:
+    """Records and prints an error. Its exit code, and whether it only says that another rank is gone."""
+    is_ours = isinstance(error, KdLaunchError)
+    say(f"error: {error}" if is_ours else "".join(traceback.format_exception(error)).rstrip())
     try:
-        record_failure(run_dir, environment.attempt, role, environment.rank, error)
-    except OSError as unwritable:
-        sys.stderr.write(f"error: the failure record cannot be written: {unwritable}\n")
+        record_error(run_dir, place, role, error)
+    except (OSError, SpecError) as unwritable:
+        say(f"error: the failure record cannot be written: {unwritable}")
+    code = error.exit_code if isinstance(error, KdLaunchError) else 1
+    return code, "lost_peer" if lost_a_peer(error) else "raised"
 
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     if code:
         # Torch's destructors may wait for ranks that this failure has left hanging.
         os._exit(code)

@@ -202,8 +202,9 @@ def export(config: Any, state: dict[str, Tensor], spec: Spec, target: Path) -> N
         spec: names the dtype and where tokenizer and generation settings come from.
         target: the folder; replaced only once the new one is complete.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = (target.with_name(f".{target.name}.{word}") for word in ("partial", "old"))
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)
     dtype = DTYPES[spec.student.dtype]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=spec.student.trust_remote_code)
@@ -222,9 +223,10 @@ def export(config: Any, state: dict[str, Tensor], spec: Spec, target: Path) -> N
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk leaves nothing half-written
         raise
-    if target.exists():
-        shutil.rmtree(target)
+    if target.exists():  # of an attempt that ended between this and its done record
+        target.replace(old)
     partial.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _tokenizer(spec: Spec) -> Any | None:

@@ -14,8 +14,9 @@ from kd_launch.run_dir import RunDir
 from kd_launch.runtime.batches import Batches
 from kd_launch.runtime.colocated import PayloadSource
 from kd_launch.runtime.data import Item
+from kd_launch.runtime.heartbeat import Progress
 from kd_launch.runtime.losses import STATISTICS
-from kd_launch.runtime.metrics import MetricsFile, Progress, memory_gib
+from kd_launch.runtime.metrics import MetricsFile, memory_gib
 from kd_launch.runtime.models import export
 from kd_launch.runtime.optimizer import MakeOptimizer, clip_gradients, learning_rate, set_learning_rate
 from kd_launch.runtime.parallel import DistilledStudent, reduce_gradients, whole_state
@@ -54,26 +55,29 @@ class Trainer:
         student: DistilledStudent,
         source: PayloadSource,
         make_optimizer: MakeOptimizer,
+        progress: Progress,
     ) -> None:
         self._world, self._run, self._batches, self._student, self._source = world, run, batches, student, source
+        self._progress = progress
         self._items: Iterator[Item] = batches.items_of_student(world.role_rank)
         self._optimizer = make_optimizer(student, run.spec.training)
         self._bad_steps = 0
 
-    def train(self, metrics: MetricsFile | None, progress: Progress) -> None:
+    def train(self, metrics: MetricsFile | None) -> None:
         """All steps and evaluations of the schedule, from its start."""
         training = self._run.spec.training
         if self._batches.schedule.evaluates_after(0):
             self._report_evaluation(0, metrics)
         for step in range(training.steps):
-            result = self.step(step, progress)
+            result = self.step(step)
             if metrics is not None:
                 metrics.write(self._metrics_line(step, result))
-            progress.done = step + 1
+            self._progress.done = step + 1
+            self._progress.move()
             if self._batches.schedule.evaluates_after(step + 1):
                 self._report_evaluation(step + 1, metrics)
 
-    def step(self, step: int, progress: Progress) -> StepResult:
+    def step(self, step: int) -> StepResult:
         """Optimizer step number `step`, from 0."""
         started = time.perf_counter()
         waits = (self._source.student_waited, self._source.teacher_waited)
@@ -86,12 +90,13 @@ class Trainer:
             last = micro_batch == layout.grad_accumulation_steps - 1
             # Keeping whole gradients between micro-batches costs memory that sharding is meant to save.
             reduce_gradients(self._student, now=last or layout.student.fsdp > 1)
-            loss, statistics = self._forward(next(self._items), scale, False, progress)
+            loss, statistics = self._forward(next(self._items), scale, False)
             loss.backward()  # type: ignore[no-untyped-call]
             total += statistics[0]
-        norm = clip_gradients(self._student.parameters(), training.max_grad_norm)
+        with self._progress.waiting(f"the students' gradients of step {step + 1}"):
+            norm = clip_gradients(self._student.parameters(), training.max_grad_norm)
         waited = (self._source.student_waited - waits[0], self._source.teacher_waited - waits[1])
-        loss_sum, *mean_waits = self._sum_over_students([total.item(), *waited])
+        loss_sum, *mean_waits = self._sum_over_students([total.item(), *waited], f"the losses of step {step + 1}")
         result = StepResult(
             loss_sum / max(1, loss_tokens), loss_tokens, norm, 0.0, *(w / layout.student.gpus for w in mean_waits)
         )
@@ -104,24 +109,20 @@ class Trainer:
         self._student.eval()
         with torch.no_grad():
             for _ in range(self._batches.schedule.eval_rounds):
-                totals += self._forward(next(self._items), 0.0, True, None)[1]
+                totals += self._forward(next(self._items), 0.0, True)[1]
         self._student.train()
         tokens = max(1, self._batches.eval_loss_tokens())
-        sums = self._sum_over_students(totals.tolist())
+        sums = self._sum_over_students(totals.tolist(), "the losses of the evaluation")
         return dict(zip(STATISTICS, (value / tokens for value in sums), strict=True))
 
-    def _forward(
-        self, item: Item, scale: float, evaluate: bool, progress: Progress | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, item: Item, scale: float, evaluate: bool) -> tuple[torch.Tensor, torch.Tensor]:
         batch = self._batches.micro_batch(item)
-        if progress is not None:
-            progress.wait_for(f"the payload of micro-batch {item.number}")
-        payload = self._source.take(item, batch)
-        if progress is not None:
-            progress.wait_for(None)
+        with self._progress.waiting(f"the payload of micro-batch {item.number}"):
+            payload = self._source.take(item, batch)
         result: tuple[torch.Tensor, torch.Tensor] = self._student(batch, payload, scale, evaluate)
         # Before the backward: the teacher's next message can arrive meanwhile.
         self._source.release()
+        self._progress.move()
         return result
 
     def _update(self, step: int, result: StepResult) -> None:
@@ -139,10 +140,11 @@ class Trainer:
                 )
         self._optimizer.zero_grad()
 
-    def _sum_over_students(self, values: list[float]) -> list[float]:
+    def _sum_over_students(self, values: list[float], what: str) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self._world.device)
-        dist.all_reduce(total, group=self._world.student_group)
-        return [float(value) for value in total.tolist()]
+        with self._progress.waiting(f"all students: {what}"):
+            dist.all_reduce(total, group=self._world.student_group)
+            return [float(value) for value in total.tolist()]
 
     def _metrics_line(self, step: int, result: StepResult) -> dict[str, object]:
         batch = self._run.spec.training.global_batch_size
@@ -169,9 +171,11 @@ class Trainer:
             metrics.write({"step": step, "eval_loss": known.pop("eval_objective", None), **known})
 
 
-def finish(world: World, run: RunPlan, run_dir: RunDir, student: DistilledStudent) -> None:
+def finish(world: World, run: RunPlan, run_dir: RunDir, student: DistilledStudent, progress: Progress) -> None:
     """Gathers the trained weights and writes the model; returns on every rank when it is on disk."""
-    state = whole_state(student, keep=world.is_first_student)
+    with progress.waiting("all students: the weights"):
+        state = whole_state(student, keep=world.is_first_student)
     if world.is_first_student:
         export(student.model.config, state, run.spec, run_dir.model)
-    dist.barrier(group=world.student_group)
+    with progress.waiting("the first student to write the model"):
+        dist.barrier(group=world.student_group)

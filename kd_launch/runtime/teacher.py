@@ -6,8 +6,8 @@ from transformers import PreTrainedModel
 
 from kd_launch.plan import RunPlan
 from kd_launch.runtime.batches import Batches
+from kd_launch.runtime.heartbeat import Progress
 from kd_launch.runtime.losses import Head, Objective
-from kd_launch.runtime.metrics import Progress
 from kd_launch.runtime.models import head_of, head_rules, load_config, load_teacher
 from kd_launch.runtime.parallel import MicroBatch, last_hidden_states
 from kd_launch.runtime.payload import PayloadForm, make_payload
@@ -73,8 +73,9 @@ def teach(
         stamp = batches.stamp(item, world.attempt, form.kind)
         parcel = Parcel(item.number, students[item.student], stamp)
         parts = teacher.payload(batches.micro_batch(item)) if stamp.tokens else form.empty(world.device)
-        progress.wait_for(f"rank {parcel.peer} to take micro-batch {item.number}")
-        sender.send(parcel, parts)
-        progress.wait_for(None)
+        with progress.waiting(f"a student to take a micro-batch before {item.number}"):
+            sender.send(parcel, parts)
         progress.done += 1
-    sender.drain()
+        progress.move()
+    with progress.waiting("the students to take the last micro-batches"):
+        sender.drain()

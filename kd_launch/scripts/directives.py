@@ -45,11 +45,10 @@ def component_directives(
         SpecError: a value that no directive can hold.
     """
     pool = allocation.pool
-    assert pool.partition is not None, "checked by Cluster"
     gpus = pool.gpu_directive if not pool.is_cpu else None
     lines = [
         option("job-name", job_name, "name"),
-        option("partition", pool.partition, f"pool {pool.name}: partition"),
+        *_if_set("partition", pool.partition, f"pool {pool.name}: partition"),
         f"--nodes={allocation.nodes}",
         f"--ntasks-per-node={allocation.ranks_per_node}",
         *_if_set("cpus-per-task", cores_per_rank(pool), ""),

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from kd_launch.catalog import find_gpu
 from kd_launch.cluster import Cluster, Container, Pool
 from kd_launch.errors import SpecError
 from kd_launch.scripts.directives import cores_per_rank
@@ -11,11 +12,15 @@ from kd_launch.scripts.directives import cores_per_rank
 # Variables of the scripts, of the ranks, and those that bash lets nobody set.
 TAKEN_NAMES = frozenset(
     (
-        *("attempt", "left", "logs", "rank", "run_dir", "status"),
+        *("attempt", "caretaker", "left", "line", "lines", "logs", "next", "rank", "run_dir", "srun", "sruns"),
+        *("status", "writers"),
         *("KD_LAUNCH_ATTEMPT", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE"),
         *("BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"),
     )
 )
+
+# What makes the GPUs of a vendor usable inside an Apptainer container.
+GPU_OPTIONS = {"nvidia": "--nv", "amd": "--rocm"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def shared_by(sites: Sequence[Site]) -> Shared:
 def rank_command(site: Site, shared: Shared, run_dir: str) -> tuple[str, ...]:
     """The words that start one rank, without --role: what its pool alone asks for, its container, the runtime."""
     command = [site.python, "-m", "kd_launch.runtime", run_dir]
-    if site.container is not None and site.container.runtime == "apptainer":
+    if site.container is not None and not site.container.is_srun_option:
         command = [*_apptainer(site.container, site.pool), *command]
     own = {name: value for name, value in site.environment.items() if name not in shared.environment}
     own_setup = "" if site.setup == shared.setup else site.setup
@@ -80,10 +85,22 @@ def rank_command(site: Site, shared: Shared, run_dir: str) -> tuple[str, ...]:
     return ("bash", "-c", "\n".join(lines), site.pool.name, *command)
 
 
-def pyxis_options(container: Container | None) -> tuple[str, ...]:
-    """srun's options for a pyxis container; none for anything else."""
-    if container is None or container.runtime != "pyxis":
+def caretaker_command(sites: Sequence[Site], shared: Shared, default_python: str) -> tuple[str, ...]:
+    """The words that start the caretaker of an attempt, on the batch script's node, which is the teacher's.
+
+    The teacher's interpreter, where the script itself finds what that needs: no container, and the same setup.
+    """
+    teacher = sites[0]
+    as_the_teacher = teacher.container is None and teacher.setup == shared.setup
+    return (teacher.python if as_the_teacher else default_python, "-m", "kd_launch.attempt")
+
+
+def container_options(container: Container | None) -> tuple[str, ...]:
+    """srun's options for a container that srun starts; none for anything else."""
+    if container is None or not container.is_srun_option:
         return ()
+    if container.runtime == "container_engine":
+        return (f"--environment={container.image}",)
     mounts = [f"--container-mounts={_mounts(container)}"] if container.mounts else []
     return (f"--container-image={container.image}", *mounts)
 
@@ -104,9 +121,10 @@ def check_line(field: str, value: str, forbidden: str = "") -> None:
 
 
 def _apptainer(container: Container, pool: Pool) -> list[str]:
-    gpus = [] if pool.is_cpu else ["--nv"]
+    """Apptainer's words, which Singularity, its elder, takes as well."""
+    gpus = [] if pool.is_cpu else [GPU_OPTIONS[find_gpu(pool.gpu).vendor]]
     binds = [f"--bind={_mounts(container)}"] if container.mounts else []
-    return ["apptainer", "exec", *gpus, *binds, container.image]
+    return [container.runtime, "exec", *gpus, *binds, container.image]
 
 
 def _mounts(container: Container) -> str:

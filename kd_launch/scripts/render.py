@@ -1,5 +1,6 @@
 """A plan becomes the text of its script: `script` decides, a template shows, this fills one in."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +31,14 @@ def render(spec: Spec, cluster: Cluster, layout: Layout, run_dir: Path, run_name
         SpecError: a value or a layout that no script can hold, or the site's own template is wrong.
     """
     script = decide(spec, cluster, layout, run_dir, run_name, python)
-    if cluster.template is not None:
-        return fill(Path(cluster.template), script)
-    return fill(find_template(template_name(cluster, layout)), script)
+    own = None if cluster.template is None else Path(cluster.template)
+    text = fill(own or find_template(template_name(cluster, layout)), script)
+    return without_empty_lines(text) if len(script.components) > 1 else text
+
+
+def without_empty_lines(text: str) -> str:
+    """The text with a blank in each empty line: sbatch drops those of a heterogeneous job, even inside quotes."""
+    return re.sub(r"\n(?=\n)", "\n ", text)
 
 
 def template_name(cluster: Cluster, layout: Layout) -> str:
@@ -57,6 +63,7 @@ def fill(template: Path, script: Script) -> str:
         SpecError: it is missing, is no Jinja2, or names a value that `Script` does not have.
     """
     environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(find_template(".")),  # for the parts that templates have in common
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # noqa: S701 - the text is no HTML; `quote` is its escaping
         trim_blocks=True,
@@ -79,7 +86,14 @@ def fill(template: Path, script: Script) -> str:
 def quote(value: str | int | Sequence[str]) -> str:
     """A word, or several, as bash reads them back.
 
-    >>> print(quote("two words"), quote(["a", "$HOME"]))
-    'two words' a '$HOME'
+    >>> print(quote("two words"), quote(["a", "$HOME"]), quote("one\\n\\nthree"))
+    'two words' a '$HOME' $'one\\n\\nthree'
     """
-    return shlex.join(value) if isinstance(value, list | tuple) else shlex.quote(str(value))
+    return " ".join(map(_quoted, value)) if isinstance(value, list | tuple) else _quoted(str(value))
+
+
+def _quoted(word: str) -> str:
+    if "\n\n" not in word:
+        return shlex.quote(word)
+    # In one line: see `without_empty_lines`.
+    return "$'" + word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"

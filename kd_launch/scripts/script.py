@@ -7,15 +7,26 @@ from pathlib import Path
 from kd_launch.cluster import Cluster
 from kd_launch.errors import SpecError
 from kd_launch.plan import Layout, Role, RoleLayout
-from kd_launch.run_dir import RunDir, log_name
+from kd_launch.run_dir import RunDir, job_name, log_name
 from kd_launch.scripts.directives import Allocation, batch_directives, component_directives, cores_per_rank
-from kd_launch.scripts.rank_command import Site, check_line, pyxis_options, rank_command, shared_by, site_of
+from kd_launch.scripts.rank_command import (
+    Site,
+    caretaker_command,
+    check_line,
+    container_options,
+    rank_command,
+    shared_by,
+    site_of,
+)
 from kd_launch.spec import Spec
+
+# Launches of heterogeneous jobs.
+_COMPONENT_PER_ROLE = ("hetjob", "two_steps")
 
 
 @dataclass(frozen=True)
 class Part:
-    """The ranks that one command line starts: one `:` part of the srun line."""
+    """The ranks that one command line starts: one `:` part of the srun line, or one of two steps."""
 
     role: Role
     """`both` when colocated, and where one part starts the ranks of both roles."""
@@ -51,6 +62,8 @@ class Script:
     """Variables of every rank."""
     setup: tuple[str, ...]
     """Shell lines before the ranks start; none where the pools differ, and each rank runs its own."""
+    caretaker: tuple[str, ...]
+    """What watches the ranks of a Slurm job and decides what follows them; a verb and its words come after it."""
 
 
 def decide(spec: Spec, cluster: Cluster, layout: Layout, run_dir: Path, run_name: str, python: str) -> Script:
@@ -79,6 +92,7 @@ def decide(spec: Spec, cluster: Cluster, layout: Layout, run_dir: Path, run_name
         teacher_ranks=len(layout.teacher_ranks),
         environment=shared.environment,
         setup=tuple(shared.setup.split("\n")) if shared.setup else (),
+        caretaker=caretaker_command(sites, shared, python),
     )
 
 
@@ -102,7 +116,7 @@ def _finds_role_by_rank(layout: Layout) -> bool:
 
 
 def _component_allocations(layout: Layout, cluster: Cluster) -> list[Allocation]:
-    if layout.launch == "hetjob":
+    if layout.launch in _COMPONENT_PER_ROLE:
         return _own_nodes(layout, cluster)
     return [_joint_nodes(layout, cluster)]
 
@@ -157,11 +171,9 @@ def _check_filling(layout: Layout, joint: Allocation) -> None:
 def _components(
     spec: Spec, cluster: Cluster, layout: Layout, run_dir: Path, run_name: str
 ) -> tuple[tuple[str, ...], ...]:
-    if layout.launch == "two_steps":
-        raise SpecError("launch: two_steps is not rendered by this version; set launch: ranks, hetstep or hetjob")
     batch = batch_directives(cluster, str(RunDir(run_dir).batch_log))
     first, *others = (
-        component_directives(allocation, cluster, spec.slurm, run_name)
+        component_directives(allocation, cluster, spec.slurm, job_name(run_name))
         for allocation in _component_allocations(layout, cluster)
     )
     return ((*first, *batch), *others)
@@ -177,15 +189,19 @@ def _slurm_parts(
         return (Part(Role.BOTH, range(layout.world_size), srun, commands[0]),)
     parts = []
     for i, role in enumerate(_roles(layout)):
-        group = [f"--het-group={i}"] if layout.launch == "hetjob" else []
+        group = [f"--het-group={i}"] if layout.launch in _COMPONENT_PER_ROLE else []
         srun = (*group, *_srun_options(allocations[i], sites[i]))
         parts.append(Part(role, _ranks(layout, role), srun, (*commands[i], "--role", role.value)))
     return tuple(parts)
 
 
 def _local_parts(layout: Layout, sites: Sequence[Site], commands: Sequence[tuple[str, ...]]) -> tuple[Part, ...]:
-    if any(pyxis_options(site.container) for site in sites):
-        raise SpecError("container.runtime: pyxis is a part of srun; with scheduler local use apptainer or none")
+    for site in sites:
+        if site.container is not None and site.container.is_srun_option:
+            raise SpecError(
+                f"container.runtime: {site.container.runtime} is a part of srun; with scheduler local use apptainer, "
+                "singularity or none"
+            )
     return tuple(
         Part(role, _ranks(layout, role), (), (*command, "--role", role.value))
         for role, command in zip(_roles(layout), commands, strict=True)
@@ -202,7 +218,7 @@ def _srun_options(allocation: Allocation, site: Site) -> tuple[str, ...]:
     cores = cores_per_rank(allocation.pool)
     cpus = [f"--cpus-per-task={cores}"] if cores else []
     sizes = [f"--nodes={allocation.nodes}", f"--ntasks={allocation.ranks}"]
-    return (*sizes, *order, *cpus, *pyxis_options(site.container))
+    return (*sizes, *order, *cpus, *container_options(site.container), *site.pool.srun)
 
 
 def _check_cores(allocations: Sequence[Allocation]) -> None:

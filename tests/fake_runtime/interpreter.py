@@ -22,6 +22,8 @@ def main() -> None:
             prepare(json.load(sys.stdin))
         case ["-m", "kd_launch.runtime", run_dir, "--role", role]:
             Rank(Path(run_dir), role).act()
+        case ["-m", "kd_launch.attempt", *_]:  # the batch script's own questions get real answers
+            os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
         case other:
             sys.exit(f"unexpected: {other}")
 
@@ -46,7 +48,8 @@ class Rank:
 
     def __init__(self, run_dir: Path, role: str) -> None:
         self.run_dir, self.role = run_dir, role
-        self.number, self.attempt = int(os.environ["SUBMITIT_LOCAL_GLOBALID"]), os.environ["KD_LAUNCH_ATTEMPT"]
+        self.number = int(os.environ.get("SUBMITIT_LOCAL_GLOBALID") or os.environ["SLURM_PROCID"])
+        self.attempt = os.environ["KD_LAUNCH_ATTEMPT"]
 
     def act(self) -> None:
         script = json.loads(os.environ["FAKE_RANKS"])
@@ -56,6 +59,7 @@ class Rank:
 
     def beat(self, done: int) -> None:
         record = {"rank": self.number, "role": self.role, "host": socket.gethostname(), "pid": os.getpid()}
+        record |= {"attempt": int(self.attempt), "ended": None, "where": []}
         unit = "micro-batches" if self.role == "teacher" else "steps"
         progress = {"time": time.time(), "done": done, "total": 10, "unit": unit, "waiting_for": None, "since": 0.0}
         self._write(f"heartbeats/rank-{self.number:05d}.json", {**record, **progress})
@@ -100,6 +104,9 @@ class Rank:
 
     def print(self, text: str) -> None:
         print(text, flush=True)
+
+    def say_attempt(self) -> None:
+        print(f"attempt {self.attempt}", flush=True)
 
     def exit(self, code: int) -> None:
         os._exit(code)

@@ -5,7 +5,7 @@ export PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1
 export OMP_NUM_THREADS=2
 
-# Every start of this script is an attempt: the first number whose folder is new.
+# Every start of this script, by a requeue too, is an attempt: the first number whose folder is new.
 run_dir=/shared/runs/chat-20260131-235959
 attempt=1
 mkdir -p "$run_dir/attempts"
@@ -13,9 +13,10 @@ until mkdir "$run_dir/attempts/attempt-$attempt" 2>/dev/null; do
   [[ -d $run_dir/attempts/attempt-$attempt ]] || mkdir "$run_dir/attempts/attempt-$attempt" # says why, and ends here
   attempt=$((attempt + 1))
 done
-export KD_LAUNCH_ATTEMPT="$attempt" WORLD_SIZE=2 LOCAL_WORLD_SIZE=2
+export KD_LAUNCH_ATTEMPT="$attempt"
 logs=$run_dir/logs/attempt-$attempt
 mkdir -p "$logs"
+export WORLD_SIZE=2 LOCAL_WORLD_SIZE=2
 
 # However this script ends, no rank outlives it: TERM, and KILL for what is left after 10 s.
 # shellcheck disable=SC2329 # the trap calls it

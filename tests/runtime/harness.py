@@ -155,23 +155,38 @@ class Ranks:
         return [line for line in self.metrics() if "loss" in line]
 
 
-def start_ranks(run_dir: RunDir, layout: Layout, program: tuple[str, ...] = ("-m", "kd_launch.runtime")) -> Ranks:
-    """Starts every rank with the variables that torchrun sets. `program` replaces the module by a test's own."""
-    ranks = Ranks(run_dir)
-    world = layout.world_size
-    for rank in range(world):
-        variables = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
-        environment = os.environ | {name: str(value) for name, value in variables.items()}
-        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "KD_LAUNCH_ATTEMPT": "1"}
-        with (run_dir.path / f"rank-{rank}.txt").open("w") as output:
-            command = [sys.executable, *program, str(run_dir.path), "--role", layout.role_of(rank)]
-            ranks.processes.append(
-                subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
-            )
-    return ranks
+MODULE = ("-m", "kd_launch.runtime")
 
 
-def run_to_end(run_dir: RunDir, layout: Layout, program: tuple[str, ...] = ("-m", "kd_launch.runtime")) -> Ranks:
+def variables_of(launcher: str, rank: int, world: int) -> dict[str, str]:
+    """What torchrun, or srun on one node, sets for a rank, and the script."""
+    here = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+    if launcher == "slurm":
+        here = {"SLURM_PROCID": rank, "SLURM_NTASKS": world, "SLURM_LOCALID": rank, "SLURM_STEP_TASKS_PER_NODE": world}
+    return {name: str(value) for name, value in here.items()} | {"KD_LAUNCH_ATTEMPT": "1"}
+
+
+def start_rank(
+    run_dir: RunDir, layout: Layout, rank: int, program: tuple[str, ...] = MODULE, launcher: str = "torchrun",
+    under: tuple[str, ...] = (),
+) -> "subprocess.Popen[str]":  # fmt: skip
+    """Starts one rank as a launcher would. `program` replaces the module by a test's own; `under` starts it in turn."""
+    environment = os.environ | variables_of(launcher, rank, layout.world_size)
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [*under, sys.executable, *program, str(run_dir.path), "--role", layout.role_of(rank)]
+    with (run_dir.path / f"rank-{rank}.txt").open("w") as output:
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
+
+
+def start_ranks(
+    run_dir: RunDir, layout: Layout, program: tuple[str, ...] = MODULE, launcher: str = "torchrun"
+) -> Ranks:
+    """Starts every rank."""
+    ranks = range(layout.world_size)
+    return Ranks(run_dir, [start_rank(run_dir, layout, rank, program, launcher) for rank in ranks])
+
+
+def run_to_end(run_dir: RunDir, layout: Layout, program: tuple[str, ...] = MODULE) -> Ranks:
     """Starts every rank, waits, and expects success."""
     ranks = start_ranks(run_dir, layout, program)
     codes = ranks.wait()

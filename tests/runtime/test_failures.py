@@ -8,16 +8,18 @@ import pytest
 
 from kd_launch.plan import TokenStores
 from tests.runtime.conftest import Material
-from tests.runtime.harness import Ranks, make_layout, make_model, make_run, make_store, start_ranks
+from tests.runtime.harness import MODULE, Ranks, make_layout, make_model, make_run, make_store, start_ranks
 from tests.runtime.test_layout_invariance import WORKER, wait_for_step
 
 ONE_AND_ONE = {"teachers": 1, "replicas": 1, "micro_batch": 2, "accumulation": 2}
 
 
-def start(folder: Path, material: Material, defect: str | None = None, **changes: object) -> Ranks:
+def start(
+    folder: Path, material: Material, defect: str | None = None, launcher: str = "torchrun", **changes: object
+) -> Ranks:
     layout = make_layout(**{**ONE_AND_ONE, **changes.pop("layout", {})})
     run_dir = make_run(folder, layout, material.teacher, material.student, material.tokens, **changes)
-    return start_ranks(run_dir, layout, ("-m", "kd_launch.runtime") if defect is None else (WORKER, defect))
+    return start_ranks(run_dir, layout, MODULE if defect is None else (WORKER, defect), launcher)
 
 
 def failure(ranks: Ranks) -> dict[str, object]:
@@ -40,18 +42,21 @@ def test_a_student_that_raises_is_the_first_failure_not_the_teacher_that_lost_it
     ranks = start(tmp_path / "run", material, "die_in_step_three", training__steps=500)
     assert all(ranks.wait(60))
     record = failure(ranks)
-    assert (record["role"], record["rank"], record["attempt"]) == ("student", 1, 1)
+    assert (record["role"], record["rank"], record["attempt"], record["kind"]) == ("student", 1, 1, "raised")
     assert record["error"] == "RuntimeError: the third step is one too many"
     assert "in dying" in record["traceback"]
 
 
-def test_a_killed_teacher_ends_its_student(tmp_path: Path, material: Material) -> None:
+def test_a_killed_teacher_ends_its_student_which_names_it(tmp_path: Path, material: Material) -> None:
     ranks = start(tmp_path / "run", material, training__steps=5000)
     wait_for_step(ranks.run_dir, 2)
     ranks.processes[0].send_signal(signal.SIGKILL)
     assert ranks.wait(60) == [-signal.SIGKILL, 1]
     record = failure(ranks)
-    assert (record["role"], record["rank"]) == ("student", 1)
+    assert (record["role"], record["rank"], record["kind"]) == ("teacher", 0, "killed")
+    assert "rank 1 on " in record["error"]
+    words = [json.loads(ranks.run_dir.heartbeat(rank).read_text())["ended"] for rank in (0, 1)]
+    assert words == [None, "lost_peer"]
 
 
 def test_losses_that_stay_no_numbers_end_the_run(tmp_path: Path, material: Material) -> None:

@@ -1,6 +1,7 @@
 """Every layout gives the same losses and gradient norms, on ranks that the kernel shows to be what the plan says."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,11 @@ def test_the_kernel_shows_the_planned_processes_with_different_models(tmp_path: 
 
 
 def wait_for_step(run_dir: RunDir, steps: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if run_dir.metrics.exists() and run_dir.metrics.read_text().count('"loss"') >= steps:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"no {steps} steps after two minutes")
+    wait_for(lambda: run_dir.metrics.exists() and run_dir.metrics.read_text().count('"loss"') >= steps)
+
+
+def wait_for(true: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain for {seconds:g} s"
+        time.sleep(0.05)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import get_scheduler
 
+from kd_launch.runtime.links import lanes
 from kd_launch.runtime.optimizer import learning_rate
 from kd_launch.runtime.payload import STAMP_BYTES, Kind, PayloadForm, Stamp, make_payload, open_payload
 from kd_launch.runtime.transport import Parcel, TransportError, check_stamp
-from kd_launch.runtime.world import lanes
 from kd_launch.spec import Training
 from tests.runtime.harness import make_layout
 
@@ -70,7 +70,7 @@ def test_hidden_states_are_v_over_h_times_smaller_than_logits() -> None:
 
 def test_lanes_keep_every_replica_busy_and_share_no_rank() -> None:
     layout = make_layout(teachers=6, replicas=2, fsdp=2, micro_batch=1, accumulation=1)
-    assert lanes(layout) == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
+    assert lanes(layout) == [((0, 2, 4), (6, 8)), ((1, 3, 5), (7, 9))]
     assert lanes(make_layout(teachers=2, replicas=2, colocated=True, micro_batch=1, accumulation=1)) == []
 
 

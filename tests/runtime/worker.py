@@ -1,11 +1,15 @@
 """A rank with another optimizer, or with one deliberate defect: python worker.py SGD_OR_DEFECT RUN_DIR --role ROLE."""
 
+import os
+import signal
 import sys
+import time
 
 import torch
+from transformers import PreTrainedModel
 
 from kd_launch.runtime import __main__ as runtime
-from kd_launch.runtime import student
+from kd_launch.runtime import student, world
 from kd_launch.runtime.batches import Batches
 from kd_launch.runtime.optimizer import make_adamw
 from kd_launch.runtime.parallel import DistilledStudent
@@ -31,8 +35,8 @@ def drop_second_micro_batch():
     """The second micro-batch of each step never reaches the gradient."""
     forward_of_trainer = student.Trainer._forward
 
-    def dropped(self, item, scale, evaluate, progress):
-        loss, statistics = forward_of_trainer(self, item, scale, evaluate, progress)
+    def dropped(self, item, scale, evaluate):
+        loss, statistics = forward_of_trainer(self, item, scale, evaluate)
         return (loss * 0, statistics) if item.micro_batch == 1 else (loss, statistics)
 
     student.Trainer._forward = dropped
@@ -54,10 +58,10 @@ def die_in_step_three():
     """A student rank that raises in the middle of the run."""
     step = student.Trainer.step
 
-    def dying(self, number, progress):
+    def dying(self, number):
         if number == 3 and self._world.role_rank == 0:
             raise RuntimeError("the third step is one too many")
-        return step(self, number, progress)
+        return step(self, number)
 
     student.Trainer.step = dying
 
@@ -66,11 +70,39 @@ def not_finite():
     """Losses that are no numbers from step 3 on."""
     forward_of_trainer = student.Trainer._forward
 
-    def bad(self, item, scale, evaluate, progress):
-        loss, statistics = forward_of_trainer(self, item, scale, evaluate, progress)
+    def bad(self, item, scale, evaluate):
+        loss, statistics = forward_of_trainer(self, item, scale, evaluate)
         return loss * float("nan") if item.step >= 3 else loss, statistics
 
     student.Trainer._forward = bad
+
+
+def slow_export():
+    """The model is half on disk for two seconds."""
+    export = student.export
+    save = PreTrainedModel.save_pretrained
+
+    def slow(self, folder, **options):
+        save(self, folder, **options)
+        time.sleep(2)
+
+    def slowly(*arguments):
+        PreTrainedModel.save_pretrained = slow
+        export(*arguments)
+
+    student.export = slowly
+
+
+def stop_before_the_lane():
+    """A student that is stopped as by SIGSTOP when it comes to the check of its lane."""
+    attempt = world._try
+
+    def stopped(check, *arguments):
+        if check.kind == "lane" and arguments[0].rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        attempt(check, *arguments)
+
+    world._try = stopped
 
 
 defect = sys.argv.pop(1)

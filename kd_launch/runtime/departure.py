@@ -1,0 +1,156 @@
+"""Ends this process at once, whatever its main thread waits for: told by a signal, left by the others, or orphaned.
+
+A handler of Python's own runs only when the main thread is back from C++, which a rank that waits for another may never
+be. So the signal's number goes through a pipe to a thread, which acts.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+from kd_launch.errors import SpecError
+from kd_launch.plan import Role
+from kd_launch.run_dir import RunDir, read_json, write_first_json
+from kd_launch.runtime.environment import Environment
+from kd_launch.runtime.failures import Failure, record
+from kd_launch.runtime.heartbeat import Heartbeat, LastWord
+from kd_launch.runtime.lineage import is_below
+
+REASONS: dict[LastWord, str] = {"USR2": "time_limit", "TERM": "terminated"}
+"""Slurm sends USR2 before the time limit; TERM at a preemption, a cancel, and when another rank has died."""
+_WORDS: dict[int, LastWord] = {signal.SIGUSR2: "USR2", signal.SIGTERM: "TERM"}
+LOOK_SECONDS = 0.2
+
+
+class Departure:
+    """How this process ends before its main thread has come to the end."""
+
+    def __init__(
+        self, run_dir: RunDir, place: Environment, role: Role, heartbeat: Heartbeat, launcher: int | None
+    ) -> None:
+        """
+        Args:
+            launcher: the process whose end this rank must not outlive; None: nobody's.
+        """
+        self._run_dir, self._place, self._role, self._heartbeat = run_dir, place, role, heartbeat
+        self._launcher = launcher
+        self._leave_record = run_dir.leave_record(place.attempt)
+        self._ending = threading.Lock()
+        self._told = False
+
+    def heed_signals(self) -> None:
+        """From now on TERM and USR2 are seen at once. Only the main thread may call this."""
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for word in REASONS:
+            number = signal.Signals[f"SIG{word}"]
+            signal.signal(number, self._note)
+            signal.siginterrupt(number, False)  # what C++ waits in shall not fail before the thread has acted
+        self.start("signals", lambda: self._obey(reading))
+
+    def start(self, name: str, work: Callable[[], None]) -> None:
+        """A thread whose error ends this rank."""
+        threading.Thread(target=self.guarded(work), name=name, daemon=True).start()
+
+    def guarded(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Work of a thread whose error must not pass unseen: the rank would go on half alive."""
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:
+                words = f"{type(error).__name__}: {error} (in thread {threading.current_thread().name})"
+                self.fail(Failure("raised", self._place.rank, self._role, self._place.host, words), "raised")
+
+        return run
+
+    def look_around(self) -> None:
+        """Ends this rank if it is an orphan, or if the others leave. Cheap; called with every heartbeat."""
+        if self._launcher is not None and not is_below(self._launcher):
+            self._end_orphaned()
+        self.follow_others()
+
+    def follow_others(self) -> None:
+        """Leaves if another rank was told to: the signal need not have come here."""
+        left = None
+        with suppress(SpecError):  # a file system that fails for a moment is no reason to end
+            left = read_json(self._leave_record)
+        if left is not None:
+            word: LastWord = "USR2" if left.get("signal") == "USR2" else "TERM"
+            self._end(word, self._exit_code(word))
+
+    def give_way(self) -> None:
+        """For a main thread that has come to an error: waits for a signal that is being obeyed to end the process."""
+        while self._told and not self._may_finish():
+            time.sleep(LOOK_SECONDS)
+
+    def fail(self, failure: Failure, word: LastWord) -> NoReturn:
+        """Records a failure that another thread than the main one has found, and ends."""
+        with suppress(OSError, SpecError):
+            record(self._run_dir, self._place.attempt, failure)
+        say(f"error: {failure.error}")
+        self._end(word, 1)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
+        self._told = True
+
+    def _obey(self, reading: int) -> None:
+        word: LastWord | None = None
+        while word is None:  # other handled signals come here too
+            word = _WORDS.get(os.read(reading, 1)[0])
+        self._told = True
+        if self._may_finish():
+            say(f"{word} after the training: this rank finishes first")
+            # Until the main thread has ended the process, or the others leave, or one has failed.
+            while not self._run_dir.failure(self._place.attempt).exists():
+                self.follow_others()
+                time.sleep(LOOK_SECONDS)
+        self._leave(word)
+
+    def _may_finish(self) -> bool:
+        """Whether so little is left that ending now would only throw the training away. Slurm's own patience ends it
+        if need be; on a machine of one's own TERM means cancel, at once."""
+        return self._place.launcher == "slurm" and self._heartbeat.progress.phase == "finishing"
+
+    def _leave(self, word: LastWord) -> NoReturn:
+        # A checkpoint of the last completed step belongs here, before the record that says that the run may come back.
+        ends = (self._run_dir.failure(self._place.attempt), self._run_dir.done_record(self._place.attempt))
+        if not any(path.exists() for path in ends):  # else TERM only clears up
+            said = {"signal": word, "reason": REASONS[word], "rank": self._place.rank, "role": str(self._role)}
+            with suppress(OSError):
+                write_first_json(self._leave_record, {**said, "time": time.time()})
+        self._end(word, self._exit_code(word))
+
+    def _exit_code(self, word: LastWord) -> int:
+        """Under Slurm 0, for the job's script looks at the records; elsewhere what a shell says of the signal."""
+        return 0 if self._place.launcher == "slurm" else 128 + signal.Signals[f"SIG{word}"]
+
+    def _end_orphaned(self) -> NoReturn:
+        """An orphan would hold GPUs that nobody counts any more."""
+        if self._place.launcher == "slurm":
+            words = f"its launcher (process {self._launcher}) is gone: the rank has ended itself"
+            self.fail(Failure("orphaned", self._place.rank, self._role, self._place.host, words), "orphaned")
+        self._end("orphaned", 1)
+
+    def _end(self, word: LastWord, code: int) -> NoReturn:
+        self._ending.acquire()  # never released: the first reason is the one that counts
+        try:
+            self._heartbeat.end(word)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+
+def say(words: str) -> None:
+    """A line for the rank's log, if anybody still reads it: with its launcher the pipe is gone."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(f"{words}\n")
+        sys.stderr.flush()

@@ -1,0 +1,47 @@
+"""Clusters for the tests, each started once in a session, and a user's projects on them."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.box import Box, why_not_here
+from tests.slurm.projects import Project, make_models, write_project
+from tests.slurm.setup import Setup
+
+
+@pytest.fixture(scope="session")
+def box_with() -> Iterator[Callable[[Setup], Box]]:
+    """The session's cluster of a setup; a missing program is a failure in CI and a reason to skip elsewhere."""
+    problem = why_not_here()
+    if problem is not None:
+        pytest.fail(problem) if os.environ.get("CI") else pytest.skip(problem)
+    with ExitStack() as running:
+        boxes: dict[Setup, Box] = {}
+
+        def start(setup: Setup) -> Box:
+            if setup not in boxes:
+                boxes[setup] = running.enter_context(Box()).start(setup)
+            return boxes[setup]
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def box(box_with: Callable[[Setup], Box]) -> Box:
+    """The cluster of the default setup."""
+    return box_with(Setup())
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny `teacher` and `student` that can really be trained."""
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def project(box: Box, models: Path) -> Project:
+    """A user's project of this test on the default cluster, in a folder whose name needs quoting."""
+    return write_project(box, f'it\'s "place" {sum(1 for _ in box.home.iterdir())}', models)
