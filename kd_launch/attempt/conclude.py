@@ -31,6 +31,8 @@ def conclude(run: RunDir, plan: RunPlan, attempt: int, place: Place, srun_status
         acts = wait_for_slurm(unheard_hosts(evidence), lambda: ask_slurm(place, outside), outside)
         if acts.words is not None:
             decision = Decision("fail", "taken", f"{decision.why} by Slurm: {acts.words}")
+        elif is_cancelled(run, place.job_id):
+            decision = Decision("fail", "cancelled", "the run was cancelled")
     if acts.ends_us:
         wait_to_be_ended(run, attempt, place, outside)
     return decision

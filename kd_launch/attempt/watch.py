@@ -18,6 +18,7 @@ from kd_launch.run_dir import RunDir, write_json, write_whole
 # How often it is asked whether srun lives, and how often the heartbeats are read.
 SRUN_S = 0.2
 LOOK_S = 2.0
+FILES_PER_S = 100  # of a file system that others use too
 # TERM makes srun kill every rank at once. Then it waits up to KillWait for ranks that no slurmstepd can reach.
 PATIENCE_S = 10.0
 # As srun's --wait, for a step that goes on after another step of the attempt has ended well.
@@ -67,7 +68,7 @@ def watch(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Reason | None:
     """Returns when every srun has ended; the reason, where the watch has ended it."""
-    look_s = min(LOOK_S, subject.limits.silent / 5)
+    look_s = min(max(LOOK_S, subject.seats.layout.world_size / FILES_PER_S), subject.limits.silent / 5)
     watched, last_look, alone_since = Watched(), clock(), None
     while living := [srun for srun in subject.sruns if is_alive(srun)]:
         now = clock()
@@ -94,7 +95,7 @@ def _consider(subject: Subject, before: Watched, seconds: float, alone: float | 
         say(f"cannot look at {subject.run.path}: {error.strerror or error}")
         return before, None
     if reason is not None and reason.record is not None and not _can_write(subject):
-        return Watched(training_since=watched.training_since and 0.0), None
+        return Watched(training_since=None if watched.training_since is None else 0.0), None
     return watched, reason
 
 

@@ -148,10 +148,7 @@ def test_a_box_goes_down_with_the_process_that_started_it() -> None:
 def test_what_jobs_leave_in_tmp_goes_with_the_box(box: Box) -> None:
     name = f"/tmp/left-by-{box.folder.name}"
     box.ask("touch", name)
-    assert box.ask("ls", "/tmp").split() == [
-        Path(name).name,
-        *([box.folder.name] if box.folder.parts[1] == "tmp" else []),
-    ]
+    assert Path(name).name in box.ask("ls", "/tmp").split()
     assert not Path(name).exists()
 
 

@@ -183,7 +183,7 @@ def test_what_becomes_of_runs_whose_jobs_slurm_forgets(box_with: Callable[[Setup
     assert ends == {failed.name: "FAILED", cancelled.name: "CANCELLED"}
     wait_until(lambda: not place.box.ask("squeue", "-h", "-a", "-t", "all"))
     seen: list[dict[str, str]] = []
-    for _ in range(10):  # the accounting may still have to catch up
+    for _ in range(4):  # the accounting may still have to catch up
         listed = json.loads(place.kd("status", "--json").stdout)
         seen.append({one["run"]: one["state"] for one in listed})
     assert seen[-1] == ends
