@@ -301,6 +301,23 @@ def test_why_names_the_refusal():
     )
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"hetjob_steps": False}, "Launch: two_steps, since a step may not span het components here."),
+        ({"hetjobs": False, "hetjob_steps": False}, "since het jobs and het steps are refused."),
+    ],
+)
+def test_why_names_the_rule(facts, words):
+    split = {"teacher": {"gpus": 8}, "student": {"gpus": 8}, "placement": "disjoint"}
+    assert plan_qwen(slurm(pool(nodes=2), **facts), **split).why.endswith(words)
+
+
+def test_why_of_a_launch_that_the_spec_asks_for():
+    why = plan_qwen(H100_2, placement="disjoint", launch="two_steps").why
+    assert why.endswith("Launch: two_steps, as the spec asks.")
+
+
 def test_slurm_plans_say_what_does_not_run_yet(llama_2):
     missing = unsupported_by_runtime(llama_2.chosen)
     assert missing is not None

@@ -16,7 +16,7 @@ def reason_for(spec: Spec, cluster: Cluster, chosen: Layout, candidates: Sequenc
         sentences.append(_against_other(spec, chosen, other))
     sentences.append(_against_baseline(spec, chosen, baseline))
     if cluster.scheduler == "slurm":
-        sentences.append(_launch(cluster, chosen))
+        sentences.append(_launch(spec, cluster, chosen))
     return " ".join(sentences)
 
 
@@ -87,8 +87,10 @@ def _ratio(spec: Spec, layout: Layout, chosen: Layout) -> str:
     return f"takes {layout.step_seconds.p50 / chosen.step_seconds.p50:.2f}x"
 
 
-def _launch(cluster: Cluster, chosen: Layout) -> str:
+def _launch(spec: Spec, cluster: Cluster, chosen: Layout) -> str:
     """The rule that chose how Slurm starts it."""
+    if spec.launch != "auto":
+        return f"Launch: {chosen.launch}, as the spec asks."
     if chosen.colocated:
         return "Launch: ranks, one step with both roles on every rank."
     if chosen.shares_nodes:
@@ -98,7 +100,7 @@ def _launch(cluster: Cluster, chosen: Layout) -> str:
         "hetjob": f"hetjob, one component per role{'; hetstep often starts sooner' if one_pool else ''}",
         "two_steps": "two_steps, since a step may not span het components here",
         "hetstep": f"hetstep, one job with a part per role{'' if cluster.hetjobs else ', since het jobs are refused'}",
-        "ranks": "ranks, one job step whose first ranks are the teacher's",
+        "ranks": "ranks, one job step whose first ranks are the teacher's, since het jobs and het steps are refused",
     }
     return f"Launch: {rules[chosen.launch or 'ranks']}."
 

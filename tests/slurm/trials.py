@@ -92,7 +92,7 @@ class Sent:
         os.kill(self.pid(rank), number)
 
     def kill_stepd(self, rank: int) -> None:
-        os.kill(_parent(self.pid(rank)), signal.SIGKILL)
+        os.kill(parent_of(self.pid(rank)), signal.SIGKILL)
 
     def trains(self, attempt: int = 1) -> bool:
         """Whether each rank is at its second step."""
@@ -169,5 +169,5 @@ def run_wave(box: Box, trials: Mapping[str, Trial], seconds: float = 180) -> dic
 _FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL"}
 
 
-def _parent(pid: int) -> int:
+def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
