@@ -132,7 +132,7 @@ class Ranks:
     run_dir: RunDir
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def wait(self, timeout: float = 180) -> list[int]:
+    def wait(self, timeout: float = 400) -> list[int]:
         """Exit codes; kills what is left after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         try:

@@ -373,9 +373,17 @@ class Box:
         """Waits until no job is queued, running or completing and every node is idle."""
 
         def idle() -> bool:
+            self._resume_drained()
             return self.ask("squeue", "-h", "-a").strip() == "" and self._node_states() == {"idle"}
 
         wait_for(idle, timeout, lambda: f"{self.ask('squeue')}{self._sinfo()}")
+
+    def _resume_drained(self) -> None:
+        """A controller that was killed may start a job a second time, for which slurmd takes its node out of service."""
+        for line in self.call("sinfo", "-a", "-h", "-N", "-o", "%N|%E").stdout.split("\n"):
+            node, _, reason = line.partition("|")
+            if reason == "Duplicate jobid":
+                self._as_root("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
     def _node_states(self) -> set[str]:
         return set(self.call("sinfo", "-a", "-h", "-N", "-o", "%T").stdout.split())
