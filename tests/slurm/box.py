@@ -379,7 +379,7 @@ class Box:
         wait_for(idle, timeout, lambda: f"{self.ask('squeue')}{self._sinfo()}")
 
     def _resume_drained(self) -> None:
-        """A controller that was killed may start a job a second time, for which slurmd takes its node out of service."""
+        """A killed controller may start a job a second time, for which slurmd takes its node out of service."""
         for line in self.call("sinfo", "-a", "-h", "-N", "-o", "%N|%E").stdout.split("\n"):
             node, _, reason = line.partition("|")
             if reason == "Duplicate jobid":
