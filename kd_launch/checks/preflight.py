@@ -64,6 +64,6 @@ def _layout(layout: Layout) -> Finding:
 def _describe(layout: Layout) -> str:
     teacher, student = layout.teacher, layout.student
     return (
-        f"{layout.placement}, teacher on {teacher.gpus} ({describe_role(teacher)}), "
-        f"student on {student.gpus} ({describe_role(student)}) of pool {student.pool}"
+        f"{layout.placement}, teacher on {teacher.gpus} of pool {teacher.pool} ({describe_role(teacher)}), "
+        f"student on {student.gpus} of pool {student.pool} ({describe_role(student)})"
     )

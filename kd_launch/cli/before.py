@@ -80,7 +80,9 @@ def plan(
     from kd_launch.cli.plan_text import format_plan
     from kd_launch.preparation import load_and_plan
 
-    _, found = load_and_plan(source_of(config, settings, cluster), top or 20)
+    inputs, found = load_and_plan(source_of(config, settings, cluster), top or 20)
+    for note in inputs.notes if found.chosen.launch in ("hetjob", "two_steps") else ():
+        say(f"note: {note}")
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
