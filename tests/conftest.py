@@ -16,23 +16,12 @@ from typing import Any
 import pytest
 
 NOW = datetime(2026, 1, 31, 23, 59, 59, tzinfo=UTC)
-SLURM = Path(__file__).parent / "slurm"
 FAKE_INTERPRETER = Path(__file__).parent / "fake_runtime" / "interpreter.py"
 TINY = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "num_attention_heads": 4,
     "num_key_value_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 128,
     "max_position_embeddings": 256,
 }  # fmt: skip
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests on a real Slurm come first and share one worker, and with it one cluster: most of their time is
-    Slurm's, in which the other worker computes."""
-    for item in items:
-        if item.path.parent == SLURM:
-            item.add_marker(pytest.mark.xdist_group("slurm"))
-    items.sort(key=lambda item: item.path.parent != SLURM)
 
 
 @dataclass(frozen=True)
