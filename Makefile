@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slurm test-others check clean
+.PHONY: setup demo test test-slurm test-runtime test-others check clean
 
 setup: $(VENV)/.done
 
@@ -21,15 +21,18 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python configs/quickstart/demo.py
 
-# Both at once: most of the first one's time is Slurm's, in which the second one computes.
+# All at once: most of the first one's time is Slurm's, in which the others compute.
 test: setup
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-slurm test-others
+	@$(MAKE) --no-print-directory --keep-going --jobs=3 test-slurm test-runtime test-others
 
 test-slurm: setup
 	$(BIN)/python -m pytest tests/slurm
 
+test-runtime: setup
+	$(BIN)/python -m pytest tests/runtime
+
 test-others: setup
-	$(BIN)/python -m pytest --ignore=tests/slurm
+	$(BIN)/python -m pytest --ignore=tests/slurm --ignore=tests/runtime
 
 check: setup
 	$(BIN)/ruff check .

@@ -8,8 +8,9 @@ from tests.slurm.setup import Nodes, Partition, Setup
 from tests.slurm.trials import Sent, Trial, run_wave
 
 SETUP = Setup(
-    nodes=(Nodes("t", 3), Nodes("s", 3)),
-    partitions=(Partition("teach", "t[1-3]", "Default=YES"), Partition("train", "s[1-3]")),
+    # Room for each run to come back without the nodes of the others, which Slurm plans ahead for them.
+    nodes=(Nodes("t", 6), Nodes("s", 6)),
+    partitions=(Partition("teach", "t[1-6]", "Default=YES"), Partition("train", "s[1-6]")),
     kill_wait_s=30, slurmd_timeout_s=300, cred_expire_s=None, min_job_age_s=300,
 )  # fmt: skip
 _ALONE = ({"sbatch": ["--exclusive"]}, {"sbatch": ["--exclusive"]})
