@@ -68,7 +68,9 @@ def test_tensor_parallel_layers_split_products_but_not_all_memory_traffic():
 
 def test_compiled_layers_start_faster():
     engine = find_engine("kd-launch")
-    assert floors(engine, compiled=True) == tuple(0.4 * floor for floor in floors(engine, compiled=False))
+    assert floors(engine, device(), compiled=True) == tuple(
+        0.4 * floor for floor in floors(engine, device(), compiled=False)
+    )
 
 
 def test_chunk_rows_keep_the_logits_within_the_chunk():

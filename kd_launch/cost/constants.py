@@ -35,6 +35,12 @@ class TimeConstants:
     gemm_columns: Knee
     loss_bytes: float
     fused_loss_bytes: float
+    cross_entropy_bytes: float
+    fused_cross_entropy_bytes: float
+    score_bytes: float
+    conversion_bytes: float
+    compiled_traffic: float
+    straggler: float
     p10: float
     p90: float
     coupling_us: float
@@ -64,6 +70,8 @@ class MemoryConstants:
     cpu_context_gib: float
     cpu_gib: float
     activations: float
+    compiled_activations: float
+    cross_entropy_bytes: float
     teacher_activations: float
     loss_chunk_mib: float
     cpu_loss_chunk_mib: float
