@@ -99,8 +99,12 @@ class Engine:
     data_parallel_factor: float
     gather_factor: float
     """Of all-gathers of sharded weights."""
+    attention_speed: float
+    """Of its flash attention, against the GPU's `attention_efficiency`."""
     overlap: float
     """Share of sharded weights' communication that hides behind compute, 0 to 1."""
+    contention: float
+    """Of communication that hides behind compute, the share of its time that compute loses."""
     tensor_parallel_overlap: float
     """The same of tensor parallel traffic."""
     step_overhead_s: float

@@ -122,6 +122,7 @@ def layer_seconds(
     tp: int,
     *,
     attention: Attention = "flash",
+    attention_speed: float = 1.0,
     compiled: bool = False,
 ) -> LayerSeconds:
     """One layer's forward of `tokens` tokens in sequences of `sequence_length`, split over `tp` ranks.
@@ -134,7 +135,8 @@ def layer_seconds(
     gemms += device.gemm_seconds(tokens, model.hidden, queries)
     gemms += (1 - sparse) * _mlp_seconds(device, model, tokens, model.intermediate / tp)
     gemms += sparse * _experts_seconds(device, model, tokens, tp) if sparse else 0.0
-    scores, scores_backward = _attention_seconds(device, model, tokens, sequence_length, tp, attention)
+    kernel = 1 / attention_speed if attention == "flash" else None
+    scores, scores_backward = _attention_seconds(device, model, tokens / tp, sequence_length, kernel)
     traffic = _elementwise_bytes(device, model, tokens / tp, compiled=compiled)
     kernels = device.constants.elementwise_kernels * device.kernel_s
     return LayerSeconds(gemms, scores, scores_backward, traffic / device.bytes_per_s + kernels)
@@ -155,17 +157,21 @@ def _elementwise_bytes(device: Device, model: Architecture, tokens: float, *, co
 
 
 def _attention_seconds(
-    device: Device, model: Architecture, tokens: float, sequence_length: int, tp: int, attention: Attention
+    device: Device, model: Architecture, tokens: float, sequence_length: int, flash: float | None
 ) -> tuple[float, float]:
-    """Scores and their product with the values, forward and backward (a flash kernel computes scores again)."""
-    speed = device.wide_flops_per_s * device.attention_efficiency
-    if attention == "flash":
-        flops = model.attention_flops_per_token(sequence_length) / model.layers * tokens / tp
-        return flops / speed, 2.5 * flops / speed
-    flops = model.attention_flops_per_token(sequence_length, causal=False) / model.layers * tokens / tp
-    moved = device.constants.score_bytes * model.heads / tp * sequence_length * tokens
-    forward = flops / (device.wide_flops_per_s * device.wide_efficiency) + moved / device.bytes_per_s
-    return forward, 2 * forward
+    """Scores and their product with the values, forward and backward, all heads.
+
+    flash: the time of the engine's kernel against the usual one's, which computes scores again in the backward; None:
+    no such kernel, so that all scores pass through memory.
+    """
+    if flash is not None:
+        flops = model.attention_flops_per_token(sequence_length) / model.layers * tokens
+        seconds = flash * flops / (device.wide_flops_per_s * device.attention_efficiency)
+        return seconds, 2.5 * seconds
+    flops = model.attention_flops_per_token(sequence_length, causal=False) / model.layers * tokens
+    moved = device.constants.score_bytes * model.heads * sequence_length * tokens
+    seconds = flops / (device.wide_flops_per_s * device.wide_efficiency) + moved / device.bytes_per_s
+    return seconds, 2 * seconds
 
 
 def _mlp_seconds(device: Device, model: Architecture, tokens: float, width: float) -> float:

@@ -90,6 +90,17 @@ class BaselineConstants:
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """Shares of the median between which 80 % of the measurements lie, by what is estimated and on how many nodes."""
+
+    shares: Mapping[str, tuple[float, float]]
+
+    def of(self, kind: str, *, several_nodes: bool) -> tuple[float, float]:
+        """p10 and p90 over p50."""
+        return self.shares[f"{kind}_{'several_nodes' if several_nodes else 'one_node'}"]
+
+
+@dataclass(frozen=True, eq=False)
 class Constants:
     """All of them; tests and a calibration may build others."""
 
@@ -97,6 +108,7 @@ class Constants:
     links: LinkConstants
     memory: MemoryConstants
     baseline: BaselineConstants
+    intervals: Intervals
 
 
 @functools.cache
@@ -111,6 +123,7 @@ def load_constants() -> Constants:
         links=_read(LinkConstants, tables["links"]),
         memory=_read(MemoryConstants, tables["memory"]),
         baseline=_read(BaselineConstants, tables["baseline"]),
+        intervals=Intervals({name: (low, high) for name, (low, high) in tables["intervals"].items()}),
     )
 
 

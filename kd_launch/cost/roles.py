@@ -77,7 +77,7 @@ def _teacher_layer(setting: Setting, site: Site, fsdp: int, tp: int, block: int,
         seconds += 2 * fabric.seconds(Collective.ALL_REDUCE, size, Group(tp, tp))
     if fsdp > 1:
         gather = _teacher_gather(setting, site, fsdp, tp, block, setting.teacher_sizes.layer)
-        seconds += exposed(gather, seconds, site.hiding(setting.engine))
+        seconds += exposed(gather, seconds, site.hiding(engine), engine.contention)
     return seconds
 
 
@@ -109,7 +109,14 @@ def _teacher_gather(setting: Setting, site: Site, fsdp: int, tp: int, block: int
 @functools.lru_cache(maxsize=4096)
 def _layer(setting: Setting, device: Device, tokens: float, sequence: int, tp: int) -> LayerSeconds:
     return layer_seconds(
-        device, setting.teacher, tokens, sequence, tp, attention=setting.attention, compiled=setting.compiled
+        device,
+        setting.teacher,
+        tokens,
+        sequence,
+        tp,
+        attention=setting.attention,
+        attention_speed=setting.engine.attention_speed,
+        compiled=setting.compiled,
     )
 
 

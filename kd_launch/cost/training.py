@@ -146,16 +146,15 @@ def pass_seconds(trained: Trained, split: Split, tokens: float) -> PassSeconds:
     engine, full = trained.engine, split.recompute == "full"
     floors_of = floors(engine, trained.device, compiled=trained.compiled)
     floor_forward, floor_backward = (engine.compute_factor * floor for floor in floors_of)
-    forward, backward = work.forward(floor_forward), work.backward(floor_backward)
-    again = _again(work, split)
-    traffic = _tensor_parallel(trained, split, tokens)
-    turns = 6 if full else 4
+    traffic, again = _tensor_parallel(trained, split, tokens), _again(work, split)
+    forward = max(work.forward(0.0) + 2 * traffic, floor_forward)
+    backward = max(work.backward(0.0) + 2 * traffic, floor_backward)
     return PassSeconds(
         work=work,
-        forward=forward + 2 * traffic,
-        backward=backward + (forward if full else again) + (turns - 2) * traffic,
+        forward=forward,
+        backward=backward + (forward if full else again),
         again=again,
-        tensor_parallel=turns * traffic,
+        tensor_parallel=(6 if full else 4) * traffic,
     )
 
 
@@ -188,6 +187,7 @@ def _work(trained: Trained, tp: int, tokens: float) -> LayerSeconds:
         trained.sequence_length,
         tp,
         attention=trained.attention,
+        attention_speed=trained.engine.attention_speed,
         compiled=trained.compiled,
     )
     return work.slower(trained.engine.compute_factor)
@@ -222,7 +222,7 @@ def _pipeline_seconds(
     between = split.ranks > split.block
     hop = trained.fabric.message_seconds(size, between_nodes=between, senders_per_node=min(group, split.block))
     fill = (split.pp - 1) / split.interleave * (layers / split.pp * layer)
-    return accumulation * (beat - mean) + fill + 2 * hop * (accumulation * split.interleave + split.pp - 1)
+    return accumulation * (beat - mean) + fill + 2 * hop * (accumulation + split.pp - 1)
 
 
 def _updated_parameters(sizes: Sizes, split: Split) -> float:
@@ -238,20 +238,26 @@ def data_parallel_seconds(trained: Trained, split: Split, accumulation: int, for
     """
     if split.replicas * split.shards == 1:
         return 0.0
-    sizes, hiding, pp = trained.sizes, trained.hiding, split.pp
+    sizes, pp = trained.sizes, split.pp
+    hide = functools.partial(exposed, hiding=trained.hiding, contention=trained.engine.contention)
     layers = -(-trained.model.layers // pp)
     root = sizes.root if pp == 1 else sizes.head
     gather, gather_root = (_gather(trained, split, size) for size in (sizes.layer, root))
     reduce, reduce_root = (_reduce(trained, split, size) for size in (sizes.layer, root))
     again = gather if split.stage == 3 and pp == 1 else 0.0
-    each = layers * (exposed(gather, forward, hiding) + exposed(again, backward, hiding)) + gather_root
-    last = layers * (exposed(again + reduce, backward, hiding) - exposed(again, backward, hiding)) + reduce_root
+    each = layers * (hide(gather, forward) + hide(again, backward)) + gather_root
+    last = layers * (hide(again + reduce, backward) - hide(again, backward)) + reduce_root
     return (each + last) * (accumulation if split.reduces_each_time else 1)
 
 
-def exposed(communication: float, compute: float, hiding: float) -> float:
-    """Seconds of communication that do not hide behind the share `hiding` of the same layer's compute."""
-    return max(0.0, communication - hiding * compute)
+def exposed(communication: float, compute: float, hiding: float, contention: float = 0.0) -> float:
+    """Seconds that communication adds to the same layer's compute.
+
+    hiding: the share of compute behind which it can hide. contention: what compute loses to hidden communication, by
+    sharing the device's memory and its cores, as a share of the communication's time.
+    """
+    hidden = min(communication, hiding * compute)
+    return communication - (1 - contention) * hidden
 
 
 def _gather(trained: Trained, split: Split, parameters: float) -> float:
