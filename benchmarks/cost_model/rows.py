@@ -52,18 +52,29 @@ class Case:
     """One measured figure and the question that it answers."""
 
     source: str
-    kind: Literal["step", "memory", "forward"]
+    kind: Literal["step", "memory", "forward", "fit"]
     request: Request
     measured: float
     dense: bool
-    fp8: bool
-    label: str
+    model: str
+    precision: str
+    """As the row spells it."""
+    ran_out: bool = False
+    """Of memory."""
 
     @property
-    def group(self) -> tuple[str, ...]:
-        """Choices that a user could have made between: the same model, batch and GPUs."""
+    def layout(self) -> str:
         request = self.request
-        return (self.source, self.label, request.gpu.id, str(request.gpus), str(request.sequence_length), request.dtype)
+        axes = {"data": request.data_parallel, "tp": request.tp, "pp": request.pp, "cp": request.cp}
+        shown = " x ".join(f"{axis} {degree}" for axis, degree in axes.items() if degree > 1) or "one rank"
+        return f"{shown}, ZeRO-{request.zero}, recompute {request.recompute}, micro-batch {request.micro_batch_size}"
+
+    @property
+    def group(self) -> str:
+        """Of rows that differ in their layout: the same model, GPUs, sequences and precision."""
+        request = self.request
+        shared = self.model, request.gpu.id, f"x {request.gpus}", f"{request.sequence_length} tokens", self.precision
+        return ", ".join((self.source, *shared))
 
 
 def read(path: Path) -> tuple[list[Case], dict[str, int]]:
@@ -93,14 +104,17 @@ def case_of(row: Row) -> Case:
     if metric == "pct_of_peak":
         raise SkippedError("the layout is not stated")
     request = request_of(row)
-    fp8 = request.dtype == "fp8"
     dense = request.model.sparse_layers == 0
+    if metric == "oom":
+        return Case(row["source"], "fit", request, 1.0, dense, row["model"], row["precision"], ran_out=True)
     if row["kind"] == "memory":
         scale = 1e9 / 2**30 if metric.endswith("_gb") else 1.0
-        return Case(row["source"], "memory", request, float(row["value"]) * scale, dense, fp8, row["model"])
+        return Case(
+            row["source"], "memory", request, float(row["value"]) * scale, dense, row["model"], row["precision"]
+        )
     if row["kind"] == "prefill":
-        return Case(row["source"], "forward", request, float(row["value"]) / 1e3, dense, fp8, row["model"])
-    return Case(row["source"], "step", request, step_seconds(row, request), dense, fp8, row["model"])
+        return Case(row["source"], "forward", request, float(row["value"]) / 1e3, dense, row["model"], row["precision"])
+    return Case(row["source"], "step", request, step_seconds(row, request), dense, row["model"], row["precision"])
 
 
 def request_of(row: Row) -> Request:

@@ -107,6 +107,8 @@ class Engine:
     """Of communication that hides behind compute, the share of its time that compute loses."""
     tensor_parallel_overlap: float
     """The same of tensor parallel traffic."""
+    straggler: float
+    """Spread of equal ranks' speed; a step waits for the slowest."""
     step_overhead_s: float
     step_overhead_fraction: float
     layer_floor_forward_s: float
@@ -116,6 +118,12 @@ class Engine:
     """Factor of the two floors under torch.compile."""
     optimizer_bytes_per_parameter: float
     """Memory traffic of one AdamW update per local parameter."""
+    activations: float
+    """What layers keep for the backward, against the tensors that the formula counts."""
+    compiled_activations: float
+    """The same under torch.compile."""
+    gradient_bytes: int
+    """Per parameter, as gradients are kept and reduced."""
     assumed: tuple[str, ...]
     """Fields without a published measurement."""
     source: str

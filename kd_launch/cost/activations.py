@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from kd_launch.architecture import Architecture
+from kd_launch.catalog import Engine
 from kd_launch.cost.compute import Attention
 from kd_launch.cost.training import Recompute
 
@@ -19,6 +20,16 @@ class Saved(NamedTuple):
 
     def per_rank(self, tp: int, *, sequence_parallel: bool = True) -> float:
         return self.hidden_wide / (tp if sequence_parallel else 1) + (self.split + self.scores) / tp
+
+
+def activation_factor(engine: Engine, model: Architecture, *, compiled: bool) -> float:
+    """What an engine keeps, against the tensors that are counted here.
+
+    More only in Llama's kind of layer: norms in float32, rotated copies of queries and keys. GPT-2's has none of those.
+    """
+    if not model.gated_mlp:
+        return 1.0
+    return engine.compiled_activations if compiled else engine.activations
 
 
 def saved_of(model: Architecture, width: int, attention: Attention = "flash", sequence_length: int = 0) -> Saved:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from kd_launch.cost.activations import saved_of
+from kd_launch.cost.activations import activation_factor, saved_of
 from kd_launch.cost.compute import loss_chunk_rows
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
 from kd_launch.cost.sizes import Sizes
@@ -64,7 +64,9 @@ def student_memory(
     """
     constants, model, width = setting.constants.memory, setting.student, setting.student_width
     resident = {
-        "training state": constants.state_bytes * setting.student_sizes.all / degrees.fsdp,
+        "training state": (constants.optimizer_bytes + setting.engine.gradient_bytes)
+        * setting.student_sizes.all
+        / degrees.fsdp,
         "head gradient": _head_gradient_width(width) * setting.vocabulary * model.hidden,
     }
     if payload == "hidden_states" and holds_head:
@@ -91,7 +93,7 @@ def _gathered_parameters(sizes: Sizes, degrees: StudentDegrees) -> int:
 
 def _activations(setting: Setting, degrees: StudentDegrees, tokens: int) -> float:
     model, width = setting.student, setting.student_width
-    layer = setting.constants.memory.activations * saved_of(model, width).per_rank(1) * tokens
+    layer = activation_factor(setting.engine, model, compiled=False) * saved_of(model, width).per_rank(1) * tokens
     outputs = 2.0 * width * tokens * model.hidden  # the last hidden states and their gradient
     if degrees.recompute:
         return model.layers * width * tokens * model.hidden + layer + outputs

@@ -74,7 +74,7 @@ def _teacher_layer(setting: Setting, site: Site, fsdp: int, tp: int, block: int,
     seconds = engine.teacher_factor * _layer(setting, device, tokens, sequence, tp).forward(floor)
     if tp > 1:
         size = device.width * tokens * setting.teacher.hidden
-        seconds += 2 * fabric.seconds(Collective.ALL_REDUCE, size, Group(tp, tp))
+        seconds += 2 * fabric.seconds(Collective.ALL_REDUCE, size, Group(tp, min(tp, block)))
     if fsdp > 1:
         gather = _teacher_gather(setting, site, fsdp, tp, block, setting.teacher_sizes.layer)
         seconds += exposed(gather, seconds, site.hiding(engine), engine.contention)

@@ -87,7 +87,6 @@ class Setting:
                 attention=self.attention,
                 compiled=self.compiled,
                 hiding=site.hiding(self.engine),
-                gradient_bytes=self.constants.memory.gradient_bytes,
             )
         return found
 

@@ -62,7 +62,6 @@ class Trained:
     compiled: bool
     hiding: float
     """Share of compute behind which communication can hide."""
-    gradient_bytes: int
 
 
 class StepSeconds(NamedTuple):
@@ -134,8 +133,8 @@ def step_seconds(trained: Trained, split: Split, tokens: float, accumulation: in
 
 def _overhead(trained: Trained, split: Split, seconds: float) -> float:
     """The step's fixed cost, and the wait for the slowest of many equal ranks."""
-    engine, spread = trained.engine, trained.device.constants.straggler
-    behind = spread * math.sqrt(2 * math.log(split.ranks)) if split.ranks > 1 else 0.0
+    engine = trained.engine
+    behind = engine.straggler * math.sqrt(2 * math.log(split.ranks)) if split.ranks > 1 else 0.0
     return engine.step_overhead_s * trained.device.launch_factor + (engine.step_overhead_fraction + behind) * seconds
 
 
@@ -270,7 +269,7 @@ def _gather(trained: Trained, split: Split, parameters: float) -> float:
 
 def _reduce(trained: Trained, split: Split, parameters: float) -> float:
     """Gradients: summed within the ranks that share a training state, then over the replicas."""
-    size = trained.gradient_bytes * parameters / split.tp
+    size = trained.engine.gradient_bytes * parameters / split.tp
     divided = split.shards if split.stage else 1
     seconds = 0.0
     if divided > 1:

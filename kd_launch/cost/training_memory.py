@@ -1,6 +1,6 @@
 """Bytes of a rank in training, by part, under data, sharded, tensor and pipeline parallelism."""
 
-from kd_launch.cost.activations import kept_of, saved_of
+from kd_launch.cost.activations import activation_factor, kept_of, saved_of
 from kd_launch.cost.constants import GIB, MemoryConstants
 from kd_launch.cost.training import Split, Trained, keeps_operators
 
@@ -36,16 +36,17 @@ def _states(trained: Trained, split: Split, constants: MemoryConstants) -> Parts
     """
     width, sizes = trained.device.width, trained.sizes
     local = sizes.stage(split.pp) / split.tp
-    optimizer = constants.state_bytes - trained.gradient_bytes - (4 if width == 4 else 0)
+    gradient = trained.engine.gradient_bytes
+    optimizer = constants.optimizer_bytes - (4 if width == 4 else 0)
     shards = split.shards if split.stage else 1
     whole = split.pp > 1 or split.shards == 1
     parts = {
         "weights": width * local,
-        "gradients": trained.gradient_bytes * local / (1 if whole or split.stage < 2 else shards),
+        "gradients": gradient * local / (1 if whole or split.stage < 2 else shards),
         "optimizer": optimizer * local / shards,
     }
     if split.stage == 3 and not whole:
-        gathered = width * (sizes.root + 2 * sizes.layer) + trained.gradient_bytes * sizes.layer
+        gathered = width * (sizes.root + 2 * sizes.layer) + gradient * sizes.layer
         parts["weights"] = 4 * local / shards if width == 4 else 0.0
         parts["gathered weights"] = gathered / split.tp
     return parts
@@ -55,7 +56,7 @@ def _activations(
     trained: Trained, split: Split, tokens: float, accumulation: int, constants: MemoryConstants, *, first: bool
 ) -> float:
     model, width = trained.model, trained.device.width
-    factor = constants.compiled_activations if trained.compiled else constants.activations
+    factor = activation_factor(trained.engine, model, compiled=trained.compiled)
     kept = kept_of(
         model,
         width,
@@ -65,7 +66,7 @@ def _activations(
         by_operator=keeps_operators(split),
     ).per_rank(split.tp)
     layers = -(-model.layers // split.pp)
-    together = _in_flight(split, accumulation) if first else 1.0
+    together = in_flight(split, accumulation) if first else 1.0
     stored = tokens * layers * kept * together
     if split.recompute == "full":  # the layer at work
         whole = saved_of(model, width, trained.attention, trained.sequence_length).per_rank(split.tp)
@@ -73,11 +74,11 @@ def _activations(
     else:
         stored *= factor
     outputs = 2.0 * width * tokens * model.hidden / split.tp
-    gathered = 2.0 * width * tokens * model.hidden if split.tp > 1 else 0.0
+    gathered = constants.tensor_parallel_buffers * width * tokens * model.hidden if split.tp > 1 else 0.0
     return stored + outputs + gathered
 
 
-def _in_flight(split: Split, accumulation: int) -> float:
+def in_flight(split: Split, accumulation: int) -> float:
     """Micro-batches whose activations the first stage holds at once (1F1B); interleaving holds some more."""
     if split.pp == 1:
         return 1.0

@@ -11,7 +11,12 @@ from kd_launch.errors import SpecError
 
 Precision = Literal["bf16", "fp16", "fp32", "fp8"]
 Stage = Literal[0, 1, 2, 3]
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "float8"}
+DTYPES: dict[Precision, Literal["bfloat16", "float16", "float32", "float8"]] = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+    "fp8": "float8",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,13 @@ class Request:
     def data_parallel(self) -> int:
         return self.gpus // (self.tp * self.pp * self.cp)
 
+    @property
+    def engine(self) -> str:
+        """Who trains in that ZeRO stage: sharded gradients and weights are FSDP's, less is Megatron's."""
+        if self.zero >= 2:
+            return "torch-fsdp"
+        return "megatron-fp8" if self.dtype == "fp8" else "megatron"
+
     def check(self) -> None:
         """Raises SpecError with one line for each value that cannot be."""
         problems = [*self._counts(), *(self._layout() if not list(self._counts()) else ())]
@@ -63,7 +75,9 @@ class Request:
             "--global-batch-size": self.global_batch_size,
             "--micro-batch-size": self.micro_batch_size,
         }
-        found = [f"{flag} must be at least 1, is {value}" for flag, value in least.items() if value is not None and value < 1]
+        found = [
+            f"{flag} must be at least 1, is {value}" for flag, value in least.items() if value is not None and value < 1
+        ]
         speed = self.inter_node_gb_per_s
         if speed is not None and not 0 < speed < float("inf"):
             found.append(f"--inter-node-gb-per-s must be above 0, is {speed:g}")
@@ -90,7 +104,5 @@ class Request:
         if batch % data:
             return [f"--global-batch-size must be a multiple of the {data} data-parallel ranks, is {batch}"]
         if micro is not None and batch // data % micro:
-            return [
-                f"--micro-batch-size must divide the {batch // data} sequences of a data-parallel rank, is {micro}"
-            ]
+            return [f"--micro-batch-size must divide the {batch // data} sequences of a data-parallel rank, is {micro}"]
         return []

@@ -12,18 +12,13 @@ from kd_launch.estimate.hardware import site_for
 from kd_launch.estimate.request import Request
 from kd_launch.estimate.result import Estimate, estimate_of
 
-ENGINES = {0: "megatron", 1: "megatron", 2: "torch-fsdp", 3: "torch-fsdp"}
-"""Who trains in that ZeRO stage: a distributed optimizer is Megatron's, sharded gradients and weights are FSDP's."""
 
-
-def estimate_training(
-    request: Request, constants: Constants | None = None, engine: Engine | None = None
-) -> Estimate:
+def estimate_training(request: Request, constants: Constants | None = None, engine: Engine | None = None) -> Estimate:
     """One optimizer step. Raises SpecError for what cannot be."""
     request.check()
-    constants, engine = constants or load_constants(), engine or find_engine(ENGINES[request.zero])
+    constants, engine = constants or load_constants(), engine or find_engine(request.engine)
     site, split = site_for(request, constants), split_of(request)
-    trained = trained_on(request, site, constants, engine)
+    trained = trained_on(request, site, engine)
 
     def memory(micro: int, accumulation: int) -> Parts:
         tokens = micro * request.sequence_length
@@ -67,7 +62,7 @@ def split_of(request: Request) -> Split:
     )
 
 
-def trained_on(request: Request, site: Site, constants: Constants, engine: Engine) -> Trained:
+def trained_on(request: Request, site: Site, engine: Engine) -> Trained:
     assert site.student_device is not None  # the request was checked
     return Trained(
         model=request.model,
@@ -79,7 +74,6 @@ def trained_on(request: Request, site: Site, constants: Constants, engine: Engin
         attention=request.attention,
         compiled=request.compile,
         hiding=site.hiding(engine),
-        gradient_bytes=constants.memory.gradient_bytes,
     )
 
 
