@@ -383,7 +383,8 @@ class Box:
         for line in self.call("sinfo", "-a", "-h", "-N", "-o", "%N|%E").stdout.split("\n"):
             node, _, reason = line.partition("|")
             if reason == "Duplicate jobid":
-                self._as_root("scontrol", "update", f"NodeName={node}", "State=RESUME")
+                # A node that does not answer yet cannot be resumed: the next look tries again.
+                self.call("scontrol", "update", f"NodeName={node}", "State=RESUME", as_root=True)
 
     def _node_states(self) -> set[str]:
         return set(self.call("sinfo", "-a", "-h", "-N", "-o", "%T").stdout.split())
