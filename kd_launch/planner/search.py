@@ -14,9 +14,9 @@ from kd_launch.planner.baseline import baseline_of
 from kd_launch.planner.choices import Choice, pareto, ranked, varied
 from kd_launch.planner.inflections import inflections_of
 from kd_launch.planner.misfit import explain_misfit
-from kd_launch.planner.pairing import all_choices
 from kd_launch.planner.pins import check_pins
 from kd_launch.planner.prediction import layout_of
+from kd_launch.planner.pruning import all_choices
 from kd_launch.planner.reasons import reason_for, warnings_for
 from kd_launch.planner.tables import Tables
 from kd_launch.spec import Spec
