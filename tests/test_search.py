@@ -138,7 +138,7 @@ def _check_least_sharded(tables, share, unit):
     best = {family(option.degrees): option.seconds for option, _ in tables.teachers_apart(share, unit)}
     for degrees in teacher_degrees(tables.spec, tables.setting.teacher, share):
         option = tables.teacher(share, degrees, unit, colocated=False)
-        if option.resident + option.transient + option.buffer <= tables.room(share):
+        if option.resident + option.transient + option.buffer <= tables.room(share.pool):
             assert best[family(degrees)] <= option.seconds * 1.0001
 
 
@@ -400,7 +400,7 @@ def test_unknown_heads_send_logits():
 
 
 def test_search_counts_what_it_did(llama_2):
-    assert llama_2.search.evaluated > 500
+    assert llama_2.search.evaluated > 200
     assert llama_2.search.rejected["the teacher alone exceeds a GPU's memory"] > 0
     assert all(count > 0 for count in llama_2.search.rejected.values())
 

@@ -134,7 +134,7 @@ def _largest(spec: Spec, cluster: Cluster) -> list[Allocation]:
 def _least_memory(boundless: Tables, allocation: Allocation, unit: Unit) -> Choice | None:
     colocated = allocation.placement == "colocated"
     teachers = boundless.teachers(allocation.teacher, unit)
-    students = boundless.students(allocation.student, unit, holds_head=True)
+    students = boundless.students(allocation.student, unit)
     if not teachers or not students:
         return None
     if colocated:

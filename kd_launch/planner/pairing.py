@@ -48,7 +48,8 @@ def colocated_choices(tables: Tables, cluster: Cluster, allocation: Allocation, 
                 best[family(pair[0].degrees)] = pair
     for teacher, student in best.values():
         seconds = teacher.seconds + student.seconds
-        fullness = (colocated_gib(teacher, student) + site.context_gib) / site.memory_limit_gib
+        head = tables.head_gib(unit) if any(family(teacher.degrees)) else 0.0
+        fullness = (colocated_gib(teacher, student) + head + site.context_gib) / site.memory_limit_gib
         yield Choice(seconds, allocation, unit, teacher, student, 0.0, 0, allocated, fullness)
 
 
@@ -57,14 +58,14 @@ def _fastest_beside(
 ) -> Iterator[tuple[TeacherOption, StudentOption]]:
     """Pairs that fit on the same GPUs: ever more shards of the teacher, which only slow it, while they make room for a
     faster student."""
-    room = tables.room(share)
+    students = tables.students(share, unit)
     fastest: int | None = None
     for degrees in stages.degrees():
-        split = any(family(degrees))  # a whole teacher has its head at hand
-        students = tables.students(share, unit, holds_head=split)
         held = tables.held(degrees, unit)
-        if not tables.has_room("teacher", held, share):
+        if not students or not tables.has_room("teacher", held, share.pool):
             continue
+        # a whole teacher has its head at hand
+        room = tables.room(share.pool) - (tables.head_gib(unit) if any(family(degrees)) else 0.0)
         place = next((i for i, student in enumerate(students) if colocated_gib(held, student) <= room), None)
         if place is None:
             tables.rejected["both roles together exceed a GPU's memory"] += 1
@@ -76,7 +77,7 @@ def _fastest_beside(
 
 
 def colocated_gib(teacher: Held | TeacherOption, student: StudentOption) -> float:
-    """Of both roles on one GPU, with the payload that passes between them."""
+    """Of both roles on one GPU, with the payload that passes between them; without a copy of the teacher's head."""
     transient = max(teacher.transient, student.transient)
     return teacher.resident + student.resident + transient + student.buffer
 
@@ -89,7 +90,7 @@ def disjoint_choices(tables: Tables, cluster: Cluster, allocation: Allocation, u
         return
     allocated = allocated_gpus(cluster, allocation)
     for teacher, ahead in tables.teachers_apart(allocation.teacher, unit):
-        transport = _transport(tables, cluster, allocation, unit, teacher)
+        transport = transport_of(tables, cluster, allocation, unit, teacher)
         pace = max(teacher.seconds, transport, students[0][0].seconds)
         student, room = _simplest(students, pace * SAME)
         seconds = max(teacher.seconds, transport, student.seconds) + coupling_seconds(tables, allocation.student, unit)
@@ -114,7 +115,7 @@ def _simplest(students: Sequence[tuple[StudentOption, int]], pace: float) -> tup
     )
 
 
-def _transport(tables: Tables, cluster: Cluster, allocation: Allocation, unit: Unit, teacher: TeacherOption) -> float:
+def transport_of(tables: Tables, cluster: Cluster, allocation: Allocation, unit: Unit, teacher: TeacherOption) -> float:
     setting, items = tables.setting, tables.items(unit)
     senders = allocation.teacher.gpus // teacher.degrees.sender_gpus
     one_pool = allocation.teacher.pool == allocation.student.pool

@@ -5,6 +5,7 @@ look up, so whole ranges of teachers are left out unseen, and 1,024 nodes take n
 """
 
 import bisect
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -77,6 +78,8 @@ def _colocated(tables: Tables, cluster: Cluster) -> Iterator[Choice]:
         share, allocated = allocation.student, allocated_gpus(cluster, allocation)
         for unit in units_of(tables, share.gpus):
             bound = _bound(tables, share.pool, share.gpus, share.pool, unit)
+            if bound.student == math.inf:
+                continue
             least = bound.student + bound.teacher / share.gpus
             rows.append((least * allocated, len(rows), least, allocation, unit))
     fronts: dict[str, Front] = {}
@@ -97,6 +100,8 @@ def _disjoint(tables: Tables, cluster: Cluster) -> Iterator[Choice]:
         gpus = split.student.gpus
         for unit in units_of(tables, gpus):
             bound = _bound(tables, split.student.pool, gpus, split.teacher_pool.name, unit)
+            if max(bound) == math.inf:
+                continue
             shares_nodes = split.shares_nodes and split.student.gpus >= split.teacher_pool.gpus_per_node
             rows.append((shares_nodes, bound.student * gpus + bound.teacher, len(rows), split, unit, bound))
     fronts: dict[tuple[str, str], Front] = {}

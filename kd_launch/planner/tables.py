@@ -104,7 +104,9 @@ class Tables:
         self._held: dict[tuple[TeacherDegrees, Unit], Held] = {}
         self._sender_seconds: dict[tuple[str, int, TeacherDegrees, Unit], TeacherSeconds] = {}
         self._least: dict[tuple[str, Unit], float] = {}
-        self._students: dict[tuple[Share, Unit, bool], list[StudentOption]] = {}
+        self._student_memory: dict[tuple[str, tuple[object, ...], Unit], Held] = {}
+        self._heads: dict[Payload, float] = {}
+        self._students: dict[tuple[Share, Unit], list[StudentOption]] = {}
         self._teachers_apart: dict[tuple[Share, Unit], list[tuple[TeacherOption, int]]] = {}
         self._students_apart: dict[tuple[Share, Unit], list[tuple[StudentOption, int]]] = {}
 
@@ -130,14 +132,19 @@ class Tables:
         return self._seconds_each(pool, 1, TeacherDegrees(1, 1, 1), unit).each
 
     def least_student_seconds(self, pool: str, unit: Unit) -> float:
-        """GPU seconds of one micro-batch of the student: its compute alone, with nothing computed twice."""
+        """GPU seconds of one micro-batch of the student: its compute alone. Activations are computed twice only where
+        even as many shards as the pool has GPUs leave no room for them; infinite where nothing has room."""
         key = (pool, unit)
         if key not in self._least:
+            site, tokens = self.sites[pool], self.tokens(unit)
             self._least[key] = math.inf
-            if self.sites[pool].student_device is not None:
-                whole, tokens = StudentDegrees(1, 1, False, None), self.tokens(unit)
-                found = student_seconds(self.setting, self.sites[pool], whole, 1, tokens, 1, unit.payload)
-                self._least[key] = found.forward + found.backward + found.loss
+            for recompute in (False, True) if site.student_device is not None else ():
+                thin = StudentDegrees(1, site.pool.nodes * site.pool.gpus_per_node, recompute, True)
+                if self.boundless or sum(self._student_held(pool, thin, unit)[:2]) <= self.room(pool):
+                    whole = StudentDegrees(1, 1, recompute, None)
+                    found = student_seconds(self.setting, site, whole, 1, tokens, 1, unit.payload)
+                    self._least[key] = found.forward + found.backward + found.loss
+                    break
         return self._least[key]
 
     # The teacher
@@ -177,7 +184,7 @@ class Tables:
             self.teacher(share, degrees, unit, colocated=True)
             for stages in self.stages(share)
             for degrees in stages.degrees()
-            if self.has_room("teacher", self.held(degrees, unit), share)
+            if self.has_room("teacher", self.held(degrees, unit), share.pool)
         ]
 
     def teachers_apart(self, share: Share, unit: Unit) -> list[tuple[TeacherOption, int]]:
@@ -198,7 +205,7 @@ class Tables:
         for stages in self.stages(share):
             for degrees in stages.degrees():
                 held = self.held(degrees, unit)
-                depth = self._prefetch(held, share) if self.has_room("teacher", held, share) else None
+                depth = self._prefetch(held, share.pool) if self.has_room("teacher", held, share.pool) else None
                 if depth is not None:
                     yield degrees, depth
                     if degrees.fsdp > 1 and not self.boundless:
@@ -216,11 +223,11 @@ class Tables:
 
     # The student
 
-    def students(self, share: Share, unit: Unit, *, holds_head: bool) -> list[StudentOption]:
-        """Layouts of the student on a share, without those that another beats everywhere."""
-        key = (share, unit, holds_head)
+    def students(self, share: Share, unit: Unit) -> list[StudentOption]:
+        """Layouts of the student on a share, without those that another beats everywhere; without a teacher's head."""
+        key = (share, unit)
         if key not in self._students:
-            found = (self.student(share, degrees, unit, holds_head=holds_head) for degrees in self._ways(share))
+            found = (self.student(share, degrees, unit) for degrees in self._ways(share))
             self._students[key] = _unbeaten(option for option in found if option is not None)
         return self._students[key]
 
@@ -238,8 +245,8 @@ class Tables:
                 for degrees in ways:
                     if twice(degrees) > least:
                         continue
-                    option = self.student(share, degrees, unit, holds_head=True)
-                    depth = None if option is None else self._prefetch(option, share)
+                    option = self.student(share, degrees, unit, head=self.head_gib(unit))
+                    depth = None if option is None else self._prefetch(option, share.pool)
                     if option is not None and depth is not None:
                         found.append(option)
                         depths[degrees] = depth
@@ -252,27 +259,47 @@ class Tables:
             return ()
         return student_degrees(self.spec, share)
 
-    def student(self, share: Share, degrees: StudentDegrees, unit: Unit, *, holds_head: bool) -> StudentOption | None:
-        """None where it does not fit."""
-        site, tokens = self.sites[share.pool], self.tokens(unit)
-        memory = student_memory(self.setting, site, degrees, tokens, unit.payload, holds_head=holds_head)
-        held = Held(
-            resident=sum(memory.resident.values()) / GIB,
-            transient=sum(memory.transient.values()) / GIB,
-            buffer=student_buffer_bytes(self.setting, tokens, unit.payload) / GIB,
-        )
-        if not self.has_room("student", held, share):
+    def student(self, share: Share, degrees: StudentDegrees, unit: Unit, head: float = 0.0) -> StudentOption | None:
+        """None where it does not fit. head: GiB of the teacher's head, where the student holds it."""
+        resident, transient, buffer = self._student_held(share.pool, degrees, unit)
+        held = Held(resident + head, transient, buffer)
+        if not self.has_room("student", held, share.pool):
             return None
         self.evaluated += 1
-        turns = self.items(unit) // share.gpus
-        seconds = student_seconds(self.setting, site, degrees, share.block, tokens, turns, unit.payload)
+        site, turns = self.sites[share.pool], self.items(unit) // share.gpus
+        seconds = student_seconds(self.setting, site, degrees, share.block, self.tokens(unit), turns, unit.payload)
         return StudentOption(seconds.total, *held, degrees)
+
+    def _student_held(self, pool: str, degrees: StudentDegrees, unit: Unit) -> Held:
+        """Without the teacher's head; copies of the student need as much each."""
+        key = (pool, degrees[1:], unit)
+        found = self._student_memory.get(key)
+        if found is None:
+            tokens = self.tokens(unit)
+            memory = student_memory(self.setting, self.sites[pool], degrees, tokens, unit.payload, holds_head=False)
+            found = self._student_memory[key] = Held(
+                resident=sum(memory.resident.values()) / GIB,
+                transient=sum(memory.transient.values()) / GIB,
+                buffer=student_buffer_bytes(self.setting, tokens, unit.payload) / GIB,
+            )
+        return found
+
+    def head_gib(self, unit: Unit) -> float:
+        """Of the teacher's head beside a student that gets hidden states and has no whole teacher at hand."""
+        if unit.payload not in self._heads:
+            site, whole = next(iter(self.sites.values())), StudentDegrees(1, 1, False, None)
+            with_head, without = (
+                sum(student_memory(self.setting, site, whole, 1, unit.payload, holds_head=holds).resident.values())
+                for holds in (True, False)
+            )
+            self._heads[unit.payload] = (with_head - without) / GIB
+        return self._heads[unit.payload]
 
     # Memory
 
-    def room(self, share: Share) -> float:
+    def room(self, pool: str) -> float:
         """GiB of a GPU for tensors."""
-        site = self.sites[share.pool]
+        site = self.sites[pool]
         return site.memory_limit_gib - site.context_gib
 
     def fullness(self, share: Share, option: TeacherOption | StudentOption, prefetch: int) -> float:
@@ -281,16 +308,16 @@ class Tables:
         used = option.resident + option.transient + prefetch * option.buffer + site.context_gib
         return used / site.memory_limit_gib
 
-    def has_room(self, role: str, held: Held, share: Share) -> bool:
+    def has_room(self, role: str, held: Held, pool: str) -> bool:
         """Whether it fits alone; counts it where not."""
-        if self.boundless or held.resident + held.transient <= self.room(share):
+        if self.boundless or held.resident + held.transient <= self.room(pool):
             return True
         self.rejected[f"the {role} alone exceeds a GPU's memory"] += 1
         return False
 
-    def _prefetch(self, held: Held | StudentOption, share: Share) -> int | None:
+    def _prefetch(self, held: Held | StudentOption, pool: str) -> int | None:
         """The most micro-batches ahead for which there is room; None, counted, where there is none for any."""
-        room = self.room(share) - held.resident - held.transient
+        room = self.room(pool) - held.resident - held.transient
         fitting = (depth for depth in self.prefetches if self.boundless or depth * held.buffer <= room)
         depth = next(fitting, None)
         if depth is None:
