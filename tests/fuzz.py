@@ -155,7 +155,7 @@ class Bench:
         if run_dir is None or _ranks(outcome.stdout) > MOST_RANKS:
             return outcome
         try:
-            return replace(outcome, wrong=self._sings(case, text), ran=True)
+            return replace(outcome, wrong=self.sings(case, text), ran=True)
         finally:
             shutil.rmtree(run_dir, ignore_errors=True)
 
@@ -164,9 +164,9 @@ class Bench:
         if "--run-dir" not in case.arguments:
             return None
         found = Path(os.path.normpath(self.work / case.arguments[case.arguments.index("--run-dir") + 1]))
-        return found if found.parent == self.work and not found.exists() else None
+        return found if found.parent == self.work and not os.path.lexists(found) else None
 
-    def _sings(self, case: Case, text: bytes) -> str | None:
+    def sings(self, case: Case, text: bytes) -> str | None:
         """What a string of a file made a shell do; None: nothing."""
         shutil.rmtree(self.sandbox, ignore_errors=True)
         self.sandbox.mkdir()
