@@ -20,7 +20,9 @@ from kd_launch.cli.plan_text import format_plan
 from kd_launch.cli.wrapping import WIDTH
 from kd_launch.errors import SpecError
 from kd_launch.planner.explanation import explain
-from kd_launch.planner.search import make_plan
+from kd_launch.planner.search import make_plan, setting_of, sites_of
+from kd_launch.planner.tables import Tables
+from kd_launch.planner.terms import case_of, teacher_terms
 
 FLOAT32 = {"teacher": {"dtype": "float32"}, "student": {"dtype": "float32"}}
 MIXED = slurm(pool("a100", nodes=8, gpu="A100-SXM-80", inter_node_gb_per_s=None), pool("h100", nodes=4))
@@ -97,25 +99,17 @@ def test_distance_to_the_micro_batch_that_makes_a_split_free():
     # one sequence of 512 tokens hides little of the gathers behind its compute
     given = spec_of(64, 512, training={"micro_batch_size": 1}), slurm(pool(nodes=1)), LLAMA_70B, QWEN_1_7B
     plan = make_plan(*given, clock=lambda: 0.0)
-    number = next(i for i, it in enumerate(plan.candidates, 1) if it.teacher.fsdp > 1 and it.teacher.pp == 1)
+    number = next(i for i, it in enumerate(plan.candidates, 1) if it.teacher.fsdp > 1 == it.teacher.tp * it.teacher.pp)
     told = next(words for words in explain(*given, plan, number).distances if "FSDP" in words)
     size = int(re.search(r"micro-batch (\d+) instead of 1 makes it free", told)[1])
-    assert size > 1
+    tables = Tables(given[0], setting_of(given[0], *given[2:]), sites_of(given[0], given[1]))
+    case = case_of(tables, given[1], plan.candidates[number - 1])
 
-    def cost(micro_batch):
-        pinned = spec_of(64, 512, training={"micro_batch_size": micro_batch}), *given[1:]
-        again = make_plan(*pinned, clock=lambda: 0.0)
-        layout = plan.candidates[number - 1]
-        same = [
-            i for i, it in enumerate(again.candidates, 1)
-            if (it.teacher.fsdp, it.teacher.tp, it.teacher.gpus) == (layout.teacher.fsdp, layout.teacher.tp, layout.teacher.gpus)
-        ]  # fmt: skip
-        terms = explain(*pinned, again, same[0]).terms if same else {}
-        added = [value for name, value in terms.items() if "gathers" in name]
-        return sum(added) / terms["teacher: compute"] if terms else None
+    def added(micro_batch):
+        terms = teacher_terms(case.with_size(micro_batch))
+        return terms["teacher: gathers of its weights"] / (sum(terms.values()) or 1.0)
 
-    assert cost(1) > 0.01
-    assert (cost(size) or 0.0) < 0.011
+    assert added(size) < 0.01 < added(size // 2) < added(1)
 
 
 def test_numbers_beyond_the_candidates_are_refused():

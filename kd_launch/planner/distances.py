@@ -85,7 +85,8 @@ def _fits(case: Case) -> str | None:
     for word, (used, pool) in rooms.items():
         if used > tables.room(pool):
             limit, context = tables.sites[pool].memory_limit_gib, tables.sites[pool].context_gib
-            return f"then the {word} needs {figure(used + context)} of {figure(limit)} GiB"
+            holder = "a GPU" if case.layout.colocated else f"the {word}"
+            return f"then {holder} needs {figure(used + context)} of {figure(limit)} GiB"
     return None
 
 
