@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kd_launch.cli.app import ClusterFile, Config, Json, NewRunDir, Set, app, current_folder, say, source_of
-from kd_launch.cli.planning import PlanCommand, show_plan
+from kd_launch.cli.planning import PlanCommand, show_plan, show_sweep
 
 if TYPE_CHECKING:
     # The commands import what they need when they run: --help and status must not wait for the planner.
@@ -83,9 +83,25 @@ def plan(
             help="Explain the choice, or layout N of the table: what binds it, who waits, memory by part, why it lost.",
         ),
     ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT=FROM..TO",
+            help="Show the best layout by nodes, micro_batch, sequence_length or bandwidth (GB/s per node), and where "
+            "its regime changes: nodes=1..64, or nodes=1,2,8.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the sweep, or step time against GPU-hours, as .svg or .png."),
+    ] = None,
 ) -> None:
     """Show how both models are laid over the GPUs, what a step takes, and why. Reads neither weights nor data."""
-    show_plan(source_of(config, settings, cluster), as_json=as_json, top=top, number=number)
+    source = source_of(config, settings, cluster)
+    if sweep is not None:
+        show_sweep(source, sweep, as_json=as_json, plot=plot)
+    else:
+        show_plan(source, as_json=as_json, top=top, number=number, plot=plot)
 
 
 @app.command()

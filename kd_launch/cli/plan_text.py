@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from kd_launch.cli.explain_text import figures, format_explanation, gpus_text, in_words
-from kd_launch.cli.wrapping import WIDTH, wrapped
+from kd_launch.cli.wrapping import WIDTH, aligned, wrapped
 from kd_launch.plan import Explanation, Layout, Plan, RoleLayout
 from kd_launch.planner.options import SAME
 from kd_launch.planner.reasons import figure, seconds_text
@@ -90,7 +90,7 @@ def _table(plan: Plan, shown: Sequence[Layout]) -> list[str]:
     for short in (False, True):
         rows = [HEADINGS, *(_row(plan, layout, pools > 1, short) for layout in shown)]
         rows.append(_row(plan, plan.baseline, pools > 1, short, "TRL"))
-        lines = _aligned(rows)
+        lines = aligned(rows, [heading in RIGHT for heading in HEADINGS])
         if max(map(len, lines)) <= WIDTH:
             break
     return lines
@@ -147,17 +147,6 @@ def _count(value: float) -> str:
         if value >= 0.9995 * size:
             return f"{figure(value / size)}{unit}"
     return figure(value)
-
-
-def _aligned(rows: Sequence[Row]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    return [
-        " ".join(
-            f"{cell:>{width}}" if heading in RIGHT else f"{cell:<{width}}"
-            for cell, width, heading in zip(row, widths, HEADINGS, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _short_warnings(plan: Plan, room: int) -> list[str]:

@@ -7,6 +7,8 @@ from typer.core import TyperCommand
 from kd_launch.cli.app import say
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kd_launch.preparation import Source
 
 KEPT = 20
@@ -36,12 +38,20 @@ def _with_number(args: list[str]) -> list[str]:
     return [*args[:place], f"--explain={number[0] if number else CHOICE}", *args[place + 1 + len(number) :]]
 
 
-def show_plan(source: "Source", *, as_json: bool, top: int | None, number: int | None) -> None:
-    """Prints the plan, with the explanation of layout `number` where one is asked for."""
+def show_plan(
+    source: "Source", *, as_json: bool, top: int | None, number: int | None, plot: "Path | None" = None
+) -> None:
+    """Prints the plan, with the explanation of layout `number` where one is asked for.
+
+    plot: where step time against GPU-hours is drawn.
+    """
+    from kd_launch.cli import drawing
     from kd_launch.cli.plan_text import format_plan
     from kd_launch.planner.explanation import explain
     from kd_launch.preparation import load_and_plan
 
+    if plot is not None:
+        drawing.check_file(plot)
     kept = top or KEPT if as_json else max(top or KEPT, KEPT)
     inputs, found = load_and_plan(source, kept)
     for note in inputs.notes if found.chosen.launch in ("hetjob", "two_steps") else ():
@@ -49,4 +59,23 @@ def show_plan(source: "Source", *, as_json: bool, top: int | None, number: int |
     if number is not None:
         of = (inputs.spec, inputs.cluster, inputs.teacher, inputs.student)
         found = found.model_copy(update={"explanation": explain(*of, found, number or None)})
+    if plot is not None:
+        drawing.draw_front(found, plot)
     print(found.model_dump_json(indent=2) if as_json else format_plan(found, top=top or 4).rstrip("\n"))
+
+
+def show_sweep(source: "Source", asked: str, *, as_json: bool, plot: "Path | None") -> None:
+    """Prints the best layout over a range of one quantity. plot: where it is drawn, too."""
+    from kd_launch.cli import drawing
+    from kd_launch.cli.sweep_text import format_sweep
+    from kd_launch.planner.sweep import parse_range, sweep
+    from kd_launch.preparation import load_inputs
+
+    if plot is not None:
+        drawing.check_file(plot)
+    inputs = load_inputs(source)
+    values = parse_range(asked, inputs.spec, inputs.cluster)
+    found = sweep(inputs.spec, inputs.cluster, inputs.teacher, inputs.student, values)
+    if plot is not None:
+        drawing.draw_sweep(found, plot)
+    print(found.model_dump_json(indent=2) if as_json else format_sweep(found).rstrip("\n"))

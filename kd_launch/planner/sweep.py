@@ -94,7 +94,7 @@ def _with_bandwidth(spec: Spec, cluster: Cluster, value: float) -> Problem:
 
 
 QUANTITIES = {
-    "nodes": Quantity("nodes", whole=True, most=MOST_NODES, apply=_with_nodes),
+    "nodes": Quantity("of both roles", whole=True, most=MOST_NODES, apply=_with_nodes),
     "micro_batch": Quantity("sequences", whole=True, most=LARGEST_MICRO_BATCH, apply=_with_micro_batch),
     "sequence_length": Quantity("tokens", whole=True, most=2**24, apply=_with_length),
     "bandwidth": Quantity("GB/s per node", whole=False, most=1e5, apply=_with_bandwidth),
@@ -120,7 +120,7 @@ def parse_range(text: str, spec: Spec, cluster: Cluster) -> Range:
         hint = nearest(name, QUANTITIES)
         raise SpecError(f"--sweep: '{name}' cannot be swept; legal: {', '.join(QUANTITIES)}{hint}")
     if cluster.scheduler == "local" and name in ("nodes", "bandwidth"):
-        raise SpecError(f"--sweep: {name} of a local cluster does not vary; sweep micro_batch or sequence_length")
+        raise SpecError("--sweep: a local cluster has one node and no network; sweep micro_batch or sequence_length")
     listed = "," in asked or ".." not in asked
     values = sorted({_number(text, quantity, part) for part in asked.split("," if listed else "..")})
     if not listed and (len(values) != 2 or asked.count("..") != 1):
@@ -167,11 +167,9 @@ def sweep(spec: Spec, cluster: Cluster, teacher: Architecture, student: Architec
         return _point(*quantity.apply(spec, cluster, value), teacher, student, value)
 
     points = {value: at(value) for value in asked.values}
-    changes = []
+    changes: list[Change] = []
     for low, high in itertools.pairwise(asked.values):
-        below, above = points[low], points[high]
-        if regime(below) != regime(above):
-            changes.append(_change(at, asked.quantity, below, above))
+        changes += _changes(at, asked.quantity, points[low], points[high])
     return Sweep(
         name=spec.name or "plan",
         quantity=asked.quantity,
@@ -205,8 +203,16 @@ def regime(point: Point) -> str:
     )
 
 
-def _change(at: Callable[[float], Point], name: str, below: Point, above: Point) -> Change:
-    """Where between two values the regime of the lower one ends, as near as a few bisections come."""
+def _changes(at: Callable[[float], Point], name: str, below: Point, above: Point) -> Iterator[Change]:
+    """Between two values, each place where a regime ends, as near as a few bisections come."""
+    while regime(below) != regime(above):
+        last, first = _ends(at, name, below, above)
+        yield Change(value=first.value, below=regime(last), above=regime(first))
+        below = first
+
+
+def _ends(at: Callable[[float], Point], name: str, below: Point, above: Point) -> tuple[Point, Point]:
+    """Neighbours, of which the lower one has the regime of `below` and the other one has not."""
     start = regime(below)
     for _ in range(MOST_STEPS if name in ("nodes", "bandwidth") else 0):
         middle = (below.value * above.value) ** 0.5
@@ -215,4 +221,4 @@ def _change(at: Callable[[float], Point], name: str, below: Point, above: Point)
             break
         point = at(middle)
         below, above = (point, above) if regime(point) == start else (below, point)
-    return Change(value=above.value, below=start, above=regime(above))
+    return below, above
