@@ -155,6 +155,28 @@ class Knee(BaseModel):
     """What `--set` takes, one by one, to choose it; empty where it is chosen already."""
 
 
+class Explanation(BaseModel):
+    """One candidate, explained."""
+
+    model_config = VALUE
+
+    number: int
+    """Its place among the candidates, from 1."""
+    layout: Layout
+    terms: dict[str, float]
+    """Seconds of a step by what they are spent on, "role: what"; roles apart spend theirs at the same time."""
+    binding: str
+    """The term that sets the pace."""
+    waits: dict[str, float]
+    """Seconds of a step that each role waits for the other."""
+    against: str
+    """Why the next best lost against the choice; of another candidate, why it lost."""
+    placement: str
+    """Why both roles on the same GPUs win, or lose."""
+    distances: list[str]
+    """How far the next change of regime is."""
+
+
 class Search(BaseModel):
     """How the choice was found."""
 
@@ -183,6 +205,8 @@ class Plan(BaseModel):
     """Layouts that no other beats in both step time and GPU-hours; fastest first."""
     knee: Knee
     """Of `pareto`."""
+    explanation: Explanation | None = None
+    """Where one was asked for."""
     inflections: list[Inflection]
     why: str
     warnings: list[str]

@@ -25,10 +25,11 @@ from kd_launch.errors import DoesNotFitError, UnknownNameError
 from kd_launch.plan import Plan, unsupported_by_runtime
 from kd_launch.planner.allocations import allocations
 from kd_launch.planner.layouts import teacher_degrees
+from kd_launch.planner.options import SAME, Unit, family
 from kd_launch.planner.pairing import choices_on
 from kd_launch.planner.pruning import Front
 from kd_launch.planner.search import make_plan, setting_of, sites_of
-from kd_launch.planner.tables import SAME, Tables, Unit, family
+from kd_launch.planner.tables import Tables
 
 H100_16 = slurm(pool(nodes=16))
 H100_2 = slurm(pool(nodes=2))
