@@ -1,6 +1,5 @@
 """Models on disk -> modules in memory: the frozen teacher, the student, the teacher's head alone; and the way back."""
 
-import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from kd_launch.architecture import from_config
 from kd_launch.errors import SpecError
 from kd_launch.runtime.losses import Head
 from kd_launch.runtime.tokenizer_pair import load_tokenizer
+from kd_launch.runtime.weights import weight_files
 from kd_launch.sources import model_sources
 from kd_launch.spec import Spec, Student, Teacher, TeacherLayers
 
@@ -157,30 +157,6 @@ def load_head(teacher: Teacher, device: torch.device) -> Head:
     return Head(
         _read(names, weight, dtype, device), None if bias is None else _read(names, bias, dtype, device), *rules
     )
-
-
-def weight_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> safetensors file of a model folder.
-
-    Raises:
-        SpecError: no safetensors, or a damaged file.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            return {name: folder / file for name, file in json.loads(index.read_bytes())["weight_map"].items()}
-        except (ValueError, KeyError, AttributeError) as error:
-            raise SpecError(f"{index}: is damaged: {error}") from error
-    single = folder / "model.safetensors"
-    if not single.exists():
-        raise SpecError(
-            f"{folder}: holds no model.safetensors; only safetensors are read, since other files can run code"
-        )
-    try:
-        with safe_open(single, "pt") as file:
-            return dict.fromkeys(file.keys(), single)
-    except Exception as error:  # safetensors raises its own class, outside of any tree
-        raise SpecError(f"{single}: is damaged: {error}") from error
 
 
 def _find(names: dict[str, Path], endings: tuple[str, ...]) -> str | None:
