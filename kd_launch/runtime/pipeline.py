@@ -23,12 +23,14 @@ from kd_launch.runtime.world import World
 
 
 def teach(
-    world: World, run: RunPlan, batches: Batches, teacher: Teacher, form: PayloadForm, progress: Progress
+    world: World, run: RunPlan, batches: Batches, teacher: Teacher, form: PayloadForm, progress: Progress,
+    begin: int = 0,
 ) -> None:  # fmt: skip
-    """Streams the payload of each of this rank's micro-batches, `prefetch` ahead of its students."""
+    """Streams the payload of each of this rank's micro-batches from step `begin` on, `prefetch` ahead of its
+    students."""
     assert world.teacher is not None
     instance = world.teacher.place.instance
-    ahead, now = (turns_of_teacher(batches, run.layout.teacher, instance) for _ in range(2))
+    ahead, now = (turns_of_teacher(batches, run.layout.teacher, instance, begin) for _ in range(2))
     loop = _Loop(world, run, batches, form, progress, ahead)
     for turn in now:
         loop.work(turn, teacher)

@@ -15,9 +15,9 @@ from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.heartbeat import Progress
 from kd_launch.runtime.losses import Head
 from kd_launch.runtime.metrics import MetricsFile
-from kd_launch.runtime.models import DTYPES, load_head, load_student
+from kd_launch.runtime.models import DTYPES, load_head
 from kd_launch.runtime.optimizer import MakeOptimizer, make_adamw
-from kd_launch.runtime.parallel import shard_student
+from kd_launch.runtime.parallel import load_student
 from kd_launch.runtime.payload import PayloadForm
 from kd_launch.runtime.pipeline import teach
 from kd_launch.runtime.preflight import Preflight
@@ -71,10 +71,8 @@ def _run_student(
     world: World, task: Task, batches: Batches, form: PayloadForm, make_optimizer: MakeOptimizer
 ) -> None:  # fmt: skip
     run, run_dir, progress = task.run, task.run_dir, task.progress
-    dtype = DTYPES[run.spec.student.dtype]
     progress.total = run.spec.training.steps
-    model = load_student(run.spec).to(world.device)
-    student = shard_student(model, objective(run), run.layout.student, world.student_mesh, dtype)
+    student = load_student(run, objective(run), world.student_mesh, world.device)
     source = _payload_source(world, run, batches, form)
     metrics = MetricsFile(run_dir.metrics) if world.is_first_student else None
     if world.is_first_student:

@@ -146,7 +146,7 @@ def _tied(module: nn.Module) -> list[list[tuple[nn.Module, str]]]:
 def fill(module: nn.Module, pieces: Pieces, weights: Weights, names: Names) -> None:
     """Reads every piece from a checkpoint."""
     for name, parameter in module.named_parameters():
-        weights.read(names(name), pieces[name], local_of(parameter))
+        weights.read(names(name), tuple(parameter.shape), pieces[name], local_of(parameter))
 
 
 @torch.no_grad()

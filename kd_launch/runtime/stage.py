@@ -9,12 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from kd_launch.errors import SpecError
 from kd_launch.plan import RoleLayout, RunPlan
 from kd_launch.runtime.losses import Head
-from kd_launch.runtime.models import DTYPES, decoder_layers, head_rules, load_config, model_folder
+from kd_launch.runtime.models import DTYPES, blank_model, decoder_layers, head_rules, open_weights
 from kd_launch.runtime.parallel import MicroBatch
 from kd_launch.runtime.payload import PayloadForm, TopStripe, make_payload, merge_top, top_stripe
 from kd_launch.runtime.pieces import Range
@@ -28,7 +28,6 @@ from kd_launch.runtime.sharding import (
     split_vocabulary,
     take_memory,
 )
-from kd_launch.runtime.weights import Weights
 from kd_launch.runtime.world import TeacherGroups
 
 
@@ -140,16 +139,14 @@ def load_stage(run: RunPlan, form: PayloadForm, groups: TeacherGroups, device: t
         SpecError: an architecture that cannot be split like this, or incomplete weights.
     """
     layout, spec, dtype = run.layout.teacher, run.spec.teacher, DTYPES[run.spec.teacher.dtype]
-    config = load_config(spec, "teacher.model").get_text_config()
+    whole = blank_model(spec, "teacher.model", dtype).requires_grad_(False).eval()
+    config = whole.config
     rules = head_rules(config)
     if rules is None:
         raise SpecError(
             f"teacher.model: how to split a {config.model_type} is not known to this version; set teacher.parallelism "
             "to replicas alone"
         )
-    with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=spec.trust_remote_code)
-    whole.requires_grad_(False).eval()
     place, last = groups.place, groups.place.stage == layout.pp - 1
     stage = Stage(whole.base_model, form, Head(torch.empty(0), None, *rules), groups, last)
     embedding_name = _name_of(whole, whole.get_input_embeddings())
@@ -162,8 +159,7 @@ def load_stage(run: RunPlan, form: PayloadForm, groups: TeacherGroups, device: t
         _shard(stage, kept, groups.mesh["fsdp"])
         pieces = sharded(pieces, place.shard, layout.fsdp)
     take_memory(stage, device, whole.base_model)
-    assert spec.model is not None
-    weights = Weights(model_folder(spec.model, spec.revision, "teacher.model"), whole.base_model_prefix)
+    weights = open_weights(spec, "teacher.model", whole)
     heads = {
         "head": embedding_name if whole.config.tie_word_embeddings else "lm_head.weight",
         "head_bias": "lm_head.bias",

@@ -33,10 +33,10 @@ def group_of(teacher: RoleLayout, instance: int) -> range:
     return range(first, first + teacher.fsdp)
 
 
-def turns_of_teacher(batches: Batches, teacher: RoleLayout, instance: int) -> Iterator[Turn]:
-    """All turns of an instance, in order."""
+def turns_of_teacher(batches: Batches, teacher: RoleLayout, instance: int, begin: int = 0) -> Iterator[Turn]:
+    """All turns of an instance, in order, from the moment when `begin` steps are done."""
     group = group_of(teacher, instance)
-    for items in _in_step([batches.items_of_teacher(member) for member in group], batches):
+    for items in _in_step([batches.items_of_teacher(member, begin) for member in group], batches):
         tokens = [0 if item is None else batches.teacher_tokens(item) for item in items]
         own = instance - group.start
         yield Turn(items[own], tokens[own], any(tokens))

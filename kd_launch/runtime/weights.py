@@ -57,13 +57,25 @@ class Weights:
         self._folder, self._prefix = folder, prefix
         self._files = weight_files(folder)
         self._open: dict[Path, Any] = {}
+        self._layers = ""
+        self._numbers: tuple[int, ...] = ()
+
+    def renumber(self, layers: str, numbers: tuple[int, ...]) -> None:
+        """From now on layer i, of the layers called `layers`, is the checkpoint's layer numbers[i]."""
+        self._layers, self._numbers = f"{layers}.", numbers
 
     def has(self, name: str) -> bool:
         """Whether a parameter can be read."""
         return self._name_of(name) is not None or self._experts_of(name) is not None
 
-    def read(self, name: str, piece: Piece, target: Tensor) -> None:
+    def read(self, name: str, shape: tuple[int, ...], piece: Piece, target: Tensor) -> None:
         """Copies a piece of a parameter into `target`, converted to its dtype; no more than the piece is held.
+
+        Args:
+            name: of the parameter.
+            shape: of all of it.
+            piece: of it.
+            target: as large as the piece.
 
         Raises:
             SpecError: the checkpoint has no such parameter, or one of another shape.
@@ -71,9 +83,9 @@ class Weights:
         if not piece.numbers:
             return
         if (stored := self._name_of(name)) is not None:
-            self._copy(stored, piece, target)
+            self._copy(stored, shape, piece, target)
         elif (experts := self._experts_of(name)) is not None:
-            self._copy_experts(experts, piece, target)
+            self._copy_experts(experts, shape, piece, target)
         else:
             raise SpecError(f"{self._folder}: its weights have no {name}; is the checkpoint complete?")
 
@@ -82,6 +94,9 @@ class Weights:
 
     def _spellings(self, name: str) -> Iterator[str]:
         """How checkpoints write a parameter of the language model."""
+        if self._numbers and name.startswith(self._layers):
+            number, _, rest = name.removeprefix(self._layers).partition(".")
+            name = f"{self._layers}{self._numbers[int(number)]}.{rest}"
         start = f"{self._prefix}."
         inner = name.removeprefix(start)
         yield name
@@ -103,34 +118,32 @@ class Weights:
                     return parts
         return None
 
-    def _copy(self, stored: str, piece: Piece, target: Tensor) -> None:
+    def _copy(self, stored: str, shape: tuple[int, ...], piece: Piece, target: Tensor) -> None:
         tensor = self._slice(stored)
-        shape = tuple(tensor.get_shape())
-        largest = tuple(ranges[-1][1] for ranges in piece.ranges)
-        if len(shape) != len(largest) or any(need > size for need, size in zip(largest, shape, strict=True)):
-            raise SpecError(f"{self._files[stored]}: {stored} has shape {list(shape)}, but config.json asks for more")
+        if (found := tuple(tensor.get_shape())) != shape:
+            raise SpecError(
+                f"{self._files[stored]}: {stored} has shape {list(found)}, but by config.json it is {list(shape)}"
+            )
         for source, place in piece.blocks():
             target[place].copy_(tensor[source])
 
-    def _copy_experts(self, parts: list[str], piece: Piece, target: Tensor) -> None:
+    def _copy_experts(self, parts: list[str], shape: tuple[int, ...], piece: Piece, target: Tensor) -> None:
         numbers = [number for start, stop in piece.ranges[0] for number in range(start, stop)]
         for at, number in enumerate(numbers):
-            self._copy_expert([part.format(number) for part in parts], piece, target[at])
+            self._copy_expert([part.format(number) for part in parts], shape[1:], piece, target[at])
 
-    def _copy_expert(self, names: list[str], piece: Piece, target: Tensor) -> None:
-        """Of matrices that lie above each other."""
-        stored = [self._name_of(name) for name in names]
-        height, above, row = int(self._slice(stored[0]).get_shape()[0]), 0, 0
-        for name in stored:
+    def _copy_expert(self, names: list[str], shape: tuple[int, ...], piece: Piece, target: Tensor) -> None:
+        """Of matrices of equal height that lie above each other."""
+        height, above, row = shape[0] // len(names), 0, 0
+        for name in [self._name_of(name) for name in names]:
             rows = [_within(bounds, above, above + height) for bounds in piece.ranges[1]]
             inside = tuple((start - above, stop - above) for start, stop in rows if start < stop)
             part = Piece((inside, piece.ranges[2]))
             if inside and name is not None:
-                self._copy(name, part, target[row : row + part.shape[0]])
+                self._copy(name, (height, shape[1]), part, target[row : row + part.shape[0]])
             row, above = row + part.shape[0], above + height
 
-    def _slice(self, stored: str | None) -> Any:
-        assert stored is not None
+    def _slice(self, stored: str) -> Any:
         file = self._files[stored]
         if file not in self._open:
             self._open[file] = _open(file)
