@@ -142,6 +142,16 @@ class Inflection(BaseModel):
     above: str
 
 
+class Knee(BaseModel):
+    """Where the front of step time and GPU-hours bends: beyond it, 1 % of time costs more than 1 % of GPU-hours."""
+
+    model_config = VALUE
+
+    layout: Layout
+    settings: list[str]
+    """What `--set` takes, one by one, to choose it; empty where it is chosen already."""
+
+
 class Search(BaseModel):
     """How the choice was found."""
 
@@ -168,6 +178,8 @@ class Plan(BaseModel):
     """TRL's engine against ours; not in the baseline's numbers."""
     pareto: list[Layout]
     """Layouts that no other beats in both step time and GPU-hours; fastest first."""
+    knee: Knee
+    """Of `pareto`."""
     inflections: list[Inflection]
     why: str
     warnings: list[str]

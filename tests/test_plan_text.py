@@ -118,7 +118,8 @@ def test_warnings_beyond_the_room_are_counted():
     many = plan.model_copy(update={"warnings": [f"number {i} " + "is long " * 20 for i in range(5)]})
     lines = format_plan(many).splitlines()
     assert len(lines) <= MOST_LINES
-    assert lines[-1].endswith(" warnings: --explain)")
+    assert lines[-2].endswith(" warnings: --explain)")
+    assert lines[-1].startswith("knee of ")
     assert format_plan(many, explain=True).count("warning: number") == 5
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from kd_launch.plan import Layout, Plan, RoleLayout, describe_role
 from kd_launch.planner.reasons import figure, seconds_text
+from kd_launch.planner.tables import SAME
 
 WIDTH = 100
 MOST_LINES = 14
@@ -31,7 +32,8 @@ def format_plan(plan: Plan, *, top: int = 4, explain: bool = False) -> str:
         lines += [*_inflections(plan), *_front(plan), *_search(plan)]
     else:
         lines += textwrap.wrap(plan.why, WIDTH, max_lines=3, placeholder=" ...", break_on_hyphens=False)
-        lines += _short_warnings(plan, MOST_LINES - len(lines))
+        knee = _knee(plan)
+        lines += [*_short_warnings(plan, MOST_LINES - len(lines) - len(knee)), *knee]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -231,7 +233,27 @@ def _front(plan: Plan) -> Iterator[str]:
     for layout in plan.pareto:
         costs = f"{seconds_text(layout.step_seconds.p50):>8} {figure(layout.gpu_hours):>6} GPU-h"
         roles = f"{_teacher_cell(layout.teacher, True, False)}, {_student_cell(layout.student, True, False)}"
-        yield f"  {costs}  {layout.placement:<9} {roles}"
+        yield f"{'*' if layout == plan.knee.layout else ' '} {costs}  {layout.placement:<9} {roles}"
+    yield "* the knee: beyond it 1 % of time costs more than 1 % of GPU-hours"
+
+
+def _knee(plan: Plan) -> list[str]:
+    """The other end of a trade of time for GPU-hours, and what takes it."""
+    chosen, knee = plan.chosen, plan.knee
+    if knee.settings:
+        settings = " ".join(f"--set {setting}" for setting in knee.settings)
+        return _wrapped(f"knee of time and GPU-hours: {_against(knee.layout, chosen)}: {settings}", "  ")
+    cheaper = next((it for it in plan.pareto if it.gpu_hours < chosen.gpu_hours / SAME), None)
+    if cheaper is None:
+        return ["knee of time and GPU-hours: this layout, the fastest and the cheapest"]
+    return _wrapped(f"knee of time and GPU-hours: this layout; {_against(cheaper, chosen)}", "  ")
+
+
+def _against(layout: Layout, chosen: Layout) -> str:
+    """Such as "32 GPUs take 1.48x the time for 0.49x the GPU-hours"."""
+    time, hours = layout.step_seconds.p50 / chosen.step_seconds.p50, layout.gpu_hours / chosen.gpu_hours
+    takes = "takes" if layout.gpus == 1 else "take"
+    return f"{_many(layout.gpus, 'GPU')} {takes} {time:.2f}x the time for {hours:.2f}x the GPU-hours"
 
 
 def _search(plan: Plan) -> Iterator[str]:

@@ -75,7 +75,7 @@ def _case(tables: Tables, chosen: Layout) -> _Case:
     share = whole_share(role.pool, role.nodes, role.gpus // role.nodes)
     student = sum(chosen.student.memory_parts_gib.get(part, 0.0) for part in RESIDENT) if chosen.colocated else 0.0
     splits = teacher_degrees(tables.spec, tables.setting.teacher, share)
-    return _Case(tables, share, splits, tables.room(share) - student, chosen.colocated)
+    return _Case(tables, share, splits, tables.room(share.pool) - student, chosen.colocated)
 
 
 def _first_other(case: _Case, start: TeacherDegrees, low: int, high: int) -> int:

@@ -13,10 +13,11 @@ from kd_launch.plan import Layout, Plan, Search, unsupported_by_runtime
 from kd_launch.planner.baseline import baseline_of
 from kd_launch.planner.choices import Choice, pareto, ranked, varied
 from kd_launch.planner.inflections import inflections_of
+from kd_launch.planner.knee import bend, knee_of
 from kd_launch.planner.misfit import explain_misfit
-from kd_launch.planner.pairing import all_choices
 from kd_launch.planner.pins import check_pins
 from kd_launch.planner.prediction import layout_of
+from kd_launch.planner.pruning import all_choices
 from kd_launch.planner.reasons import reason_for, warnings_for
 from kd_launch.planner.tables import Tables
 from kd_launch.spec import Spec
@@ -56,6 +57,7 @@ def make_plan(
     chosen, first = layout_of(tables, taken), layout_of(tables, best)
     runs = None if runnable is None else layout_of(tables, runnable)
     candidates = [layout_of(tables, choice) for choice in varied(order, top, taken)]
+    front = pareto(found)
     baseline = baseline_of(tables, cluster)
     return Plan(
         name=spec.name or "plan",
@@ -63,7 +65,8 @@ def make_plan(
         candidates=candidates,
         baseline=baseline,
         baseline_engine_factor=find_engine(tables.setting.constants.baseline.engine).compute_factor,
-        pareto=[layout_of(tables, choice) for choice in pareto(found)],
+        pareto=[layout_of(tables, choice) for choice in front],
+        knee=knee_of(spec, cluster, chosen, layout_of(tables, bend(front))),
         inflections=inflections_of(tables, chosen),
         why=reason_for(spec, cluster, chosen, candidates, baseline),
         warnings=warnings_for(tables, cluster, chosen, first, runs),

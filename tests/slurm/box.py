@@ -82,6 +82,8 @@ class Box:
         try:
             self._start()
         except BaseException:
+            for child in self._children:  # one that has just been started may not be in the view yet
+                child.kill()
             self._kill(self._members)
             raise
         return self
@@ -102,11 +104,12 @@ class Box:
         self.start_slurmctld()
         for node in self.nodes:
             self.start_node(node)
-        wait_for(self._all_idle, 60, lambda: f"nodes are not idle:\n{self._sinfo()}")
+        wait_for(self._all_idle, 120, lambda: f"nodes are not idle:\n{self._sinfo()}")
 
     def _all_idle(self) -> bool:
+        ended = {child.pid for child in self._children if child.poll() is not None}
         for name, pid in self._daemons.items():
-            if pid not in self._members():
+            if pid in ended:
                 raise RuntimeError(f"{name} has ended: {self._log(name + '.out')}")
         return self._node_states() == {"idle"}
 
@@ -383,7 +386,8 @@ class Box:
         for line in self.call("sinfo", "-a", "-h", "-N", "-o", "%N|%E").stdout.split("\n"):
             node, _, reason = line.partition("|")
             if reason == "Duplicate jobid":
-                self._as_root("scontrol", "update", f"NodeName={node}", "State=RESUME")
+                # A node that does not answer yet cannot be resumed: the next look tries again.
+                self.call("scontrol", "update", f"NodeName={node}", "State=RESUME", as_root=True)
 
     def _node_states(self) -> set[str]:
         return set(self.call("sinfo", "-a", "-h", "-N", "-o", "%T").stdout.split())
