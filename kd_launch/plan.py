@@ -266,9 +266,10 @@ def unsupported_by_runtime(layout: Layout) -> str | None:
 
     The one place that knows; `search` chooses by it and the world refuses by it.
     """
-    split = {"fsdp": layout.teacher.fsdp, "tp": layout.teacher.tp, "pp": layout.teacher.pp}
-    used = [f"{axis} {degree}" for axis, degree in split.items() if degree > 1]
-    return f"a teacher with {' x '.join(used)}" if used else None
+    teacher, student = layout.teacher, layout.student
+    if layout.colocated and teacher.gpus != student.gpus:
+        return "colocated roles with different numbers of GPUs"
+    return None
 
 
 def describe_role(role: RoleLayout) -> str:
