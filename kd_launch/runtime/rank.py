@@ -10,6 +10,7 @@ from kd_launch.plan import Role, RunPlan
 from kd_launch.run_dir import RunDir, write_json
 from kd_launch.runtime.batches import Batches
 from kd_launch.runtime.colocated import ColocatedTeacher, PayloadSource, RemoteTeacher
+from kd_launch.runtime.compiling import choose_compare
 from kd_launch.runtime.departure import Departure
 from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.heartbeat import Progress
@@ -72,7 +73,8 @@ def _run_student(
 ) -> None:  # fmt: skip
     run, run_dir, progress = task.run, task.run_dir, task.progress
     progress.total = run.spec.training.steps
-    student = load_student(run, objective(run), world.student_mesh, world.device)
+    compare = choose_compare(run.spec.training.compile, world.device)
+    student = load_student(run, objective(run), world.student_mesh, world.device, compare)
     source = _payload_source(world, run, batches, form)
     metrics = MetricsFile(run_dir.metrics) if world.is_first_student else None
     if world.is_first_student:
