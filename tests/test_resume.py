@@ -42,7 +42,7 @@ def test_the_next_attempt_keeps_all_of_the_first(project: Project) -> None:
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "state.json"}
     done = project.call("resume", run.name, "--json")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == f"{run.name} starts from the beginning: this version writes no checkpoints\n"
+    assert done.stderr == f"{run.name} starts from the beginning: it has no checkpoint\n"
     wait_until(RunDir(run).end_record(2).exists)
     assert {path: path.read_bytes() for path in kept if path != RunDir(run).batch_log} == {
         path: text for path, text in kept.items() if path != RunDir(run).batch_log

@@ -77,8 +77,13 @@ def resume(run: OneRun, run_root: RunRoot = None, as_json: Json = False) -> None
     from kd_launch import resumption
     from kd_launch.commands import run as runner
 
-    submitted = resumption.resume(find(run, run_root), _caller(), runner)
-    say(f"{submitted.run} starts from the beginning: this version writes no checkpoints")
+    found = find(run, run_root)
+    saved = max(found.checkpoint_steps(), default=0)
+    submitted = resumption.resume(found, _caller(), runner)
+    begins = (
+        f"goes on from the checkpoint of step {saved}" if saved else "starts from the beginning: it has no checkpoint"
+    )
+    say(f"{submitted.run} {begins}")
     _announce(submitted, as_json)
 
 

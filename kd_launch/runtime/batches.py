@@ -74,8 +74,10 @@ class Batches:
         """The most loss tokens that a micro-batch can have."""
         return self.schedule.micro_batch_size * self._stores["train"].sequence_length
 
-    def items_of_student(self, student: int) -> Iterator[Item]:
-        return self.schedule.items_of_student(student)
+    def items_of_student(self, student: int, begin: int = 0) -> Iterator[Item]:
+        """From the moment when `begin` steps are done."""
+        return self.schedule.items_of_student(student, begin)
 
-    def items_of_teacher(self, teacher: int) -> Iterator[Item]:
-        return self.schedule.items_of_teacher(teacher)
+    def items_of_teacher(self, teacher: int, begin: int = 0) -> Iterator[Item]:
+        """From the moment when `begin` steps are done."""
+        return self.schedule.items_of_teacher(teacher, begin)

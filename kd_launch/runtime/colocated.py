@@ -49,14 +49,17 @@ class ColocatedTeacher:
 class RemoteTeacher:
     """Receives each payload from a teacher rank."""
 
-    def __init__(self, world: World, run: RunPlan, batches: Batches, form: PayloadForm, head: Head | None) -> None:
+    def __init__(
+        self, world: World, run: RunPlan, batches: Batches, form: PayloadForm, head: Head | None, begin: int = 0
+    ) -> None:
+        """`begin`: the steps that are done."""
         assert world.lane is not None
         self._form, self._head = form, head
         self.student_waited = self.teacher_waited = 0.0
         teachers = run.layout.teacher_ranks
         parcels = (
             Parcel(item.number, teachers[item.teacher], batches.stamp(item, world.attempt, form.kind))
-            for item in batches.items_of_student(world.role_rank)
+            for item in batches.items_of_student(world.role_rank, begin)
         )
         depth = max(1, run.layout.prefetch)
         self._receiver = Receiver(form, world.lane, depth, world.device, batches.most_tokens(), parcels)

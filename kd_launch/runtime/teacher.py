@@ -63,13 +63,15 @@ def load_frozen_teacher(run: RunPlan, form: PayloadForm, device: torch.device) -
 
 
 def teach(
-    world: World, run: RunPlan, batches: Batches, teacher: FrozenTeacher, form: PayloadForm, progress: Progress
-) -> None:
-    """Streams the payload of each of this rank's micro-batches, `prefetch` ahead of its students."""
+    world: World, run: RunPlan, batches: Batches, teacher: FrozenTeacher, form: PayloadForm, progress: Progress,
+    begin: int = 0,
+) -> None:  # fmt: skip
+    """Streams the payload of each of this rank's micro-batches from step `begin` on, `prefetch` ahead of its
+    students."""
     assert world.lane is not None
     students = run.layout.student_ranks
     sender = Sender(form, world.lane, max(1, run.layout.prefetch), world.device, batches.most_tokens())
-    for item in batches.items_of_teacher(world.role_rank):
+    for item in batches.items_of_teacher(world.role_rank, begin):
         stamp = batches.stamp(item, world.attempt, form.kind)
         parcel = Parcel(item.number, students[item.student], stamp)
         parts = teacher.payload(batches.micro_batch(item)) if stamp.tokens else form.empty(world.device)
