@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from kd_launch.decisive import decisive
 from kd_launch.plan import RunPlan
-from kd_launch.runtime.checkpoint.state import SavedState, decides
+from kd_launch.runtime.checkpoint.state import SavedState
 from kd_launch.runtime.metrics import memory_gib
 from kd_launch.runtime.optimizer import learning_rate
 
@@ -34,7 +35,7 @@ class Recorder:
             saved: of the checkpoint that this attempt goes on from.
         """
         self._run, self._attempt, self._device = run, attempt, device
-        self._decides = decides(run)
+        self._decides = decisive(run)
         self.begin = saved.step if saved else 0
         self.skipped_steps = saved.skipped_steps if saved else 0
         self.bad_steps = saved.bad_steps if saved else 0

@@ -1,7 +1,7 @@
 """A run that is killed and preempted goes on from its checkpoints, and learns what an undisturbed one learns."""
 
 import signal
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,10 @@ from tests.slurm.checkpointed import Training, largest_difference, send
 from tests.slurm.machine import wait_for
 from tests.slurm.projects import write_project
 
-STEPS, EVERY = 60, 5
+STEPS, EVERY = 240, 10
 SPEC = {
     "teacher": {"gpus": 1}, "student": {"gpus": 2, "parallelism": {"replicas": 1, "fsdp": 2}},
-    "training": {"steps": STEPS, "global_batch_size": 8}, "checkpoint": {"every_steps": EVERY, "keep": 2},
+    "training": {"steps": STEPS, "global_batch_size": 8, "micro_batch_size": 1}, "checkpoint": {"every_steps": EVERY, "keep": 2},
 }  # fmt: skip
 
 
@@ -26,25 +26,33 @@ def runs(box: Box, models: Path) -> tuple[Training, Training, Training]:
         send(write_project(box, name, models, cluster={"heartbeat_timeout_s": 20.0}, **SPEC))
         for name in ("calm", "struck", "to be cancelled")
     )
-    _after(cancelled, 1, EVERY)
-    cancelled.project.box.ask("scancel", cancelled.job)
-    _after(struck, 1, EVERY + 2)
-    struck.send(2, signal.SIGKILL)
-    _after(struck, 2, 3)
-    # As Slurm preempts with a grace time: TERM to every rank, and the job is still said to run.
-    struck.project.box.ask("scancel", "--signal=TERM", struck.job)
+    with ThreadPoolExecutor(2) as strikes:
+        for strike in [strikes.submit(_kill_then_preempt, struck), strikes.submit(_cancel, cancelled)]:
+            strike.result()
     for one in (calm, struck, cancelled):
         wait_for(lambda one=one: one.project.status(one.run.path)["ended"], 240, lambda one=one: one.said(), every=2)  # type: ignore[misc]
     return calm, struck, cancelled
+
+
+def _kill_then_preempt(training: Training) -> None:
+    _after(training, 1, EVERY + 2)
+    training.send(2, signal.SIGKILL)
+    _after(training, 2, 3)
+    # As Slurm preempts with a grace time: TERM to every rank, and the job is still said to run.
+    training.project.box.ask("scancel", "--signal=TERM", training.job)
+
+
+def _cancel(training: Training) -> None:
+    _after(training, 1, EVERY)
+    training.project.box.ask("scancel", training.job)
 
 
 def _after(training: Training, attempt: int, steps: int) -> None:
     """When that attempt has made so many steps, and there is a checkpoint."""
     wait_for(
         lambda: len(training.steps_of(attempt)) >= steps and training.run.latest_checkpoint.exists(),
-        240, training.said,
+        240, training.said, every=0.1,
     )  # fmt: skip
-    time.sleep(0.2)
 
 
 def test_it_goes_on_from_checkpoint_to_checkpoint_and_is_done(runs: tuple[Training, ...]) -> None:

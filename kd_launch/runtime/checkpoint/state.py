@@ -3,25 +3,17 @@
 Nothing random is saved: every draw is a function of the seed and the step, or of the seed and a parameter's name.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kd_launch import __version__
+from kd_launch.decisive import decisive
 from kd_launch.errors import SpecError, first_problem
 from kd_launch.plan import RunPlan
 
 STATE, PLAN = "state.json", "plan.json"
-# What may differ between two attempts of a run: where it runs and how fast, not what it learns.
-_LAYOUT = {
-    "teacher": {"parallelism", "pool", "gpus"},
-    "student": {"parallelism", "pool", "gpus", "reshard_after_forward", "activation_recompute"},
-    "distillation": {"payload", "prefetch"},
-    "training": {"micro_batch_size", "compile"},
-}
-_SECTIONS = ("teacher", "student", "distillation", "data", "training")
 
 
 class SavedState(BaseModel):
@@ -47,18 +39,6 @@ class SavedState(BaseModel):
     """All of the spec that decides what is learnt."""
 
 
-def decides(run: RunPlan) -> dict[str, Any]:
-    """What of a run decides its losses: the spec without everything about the layout, and the prepared tokens."""
-    spec = json.loads(run.spec.model_dump_json())
-    found = {
-        f"{section}.{key}": value
-        for section in _SECTIONS
-        for key, value in spec[section].items()
-        if key not in _LAYOUT.get(section, set())
-    }
-    return {**found, "tokens": run.tokens.model_dump(mode="json") if run.tokens else None}
-
-
 def read_state(folder: Path, run: RunPlan) -> SavedState:
     """The state of a verified checkpoint.
 
@@ -73,7 +53,7 @@ def read_state(folder: Path, run: RunPlan) -> SavedState:
     except ValidationError as error:
         problem = first_problem(error.errors(), "the file")
         raise SpecError(f"{path}: {problem}; was it written by another version of kd-launch?") from error
-    expected = decides(run)
+    expected = decisive(run)
     for key, value in expected.items():
         if key in state.decides and state.decides[key] != value:
             raise SpecError(
