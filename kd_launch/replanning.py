@@ -1,6 +1,7 @@
 """A run that goes on elsewhere: another layout for it, of which nothing changes what is learnt."""
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,10 +28,13 @@ def replan(
         DoesNotFitError: no layout is possible.
     """
     values = {**plan.spec.model_dump(mode="json"), "cluster": plan.cluster.model_dump(mode="json")}
+    text = json.dumps(values)
+    # The plan's paths are expanded already: what looks like a variable in them is a name.
+    literal = {name: f"${name}" for name in re.findall(r"\$([A-Za-z_][A-Za-z0-9_]*)", text)}
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "spec.yaml"
-        config.write_text(json.dumps(values))  # JSON is YAML
-        source = Source(config, settings, None if cluster is None else cwd / cluster, environ, cwd)
+        config.write_text(text)  # JSON is YAML
+        source = Source(config, settings, None if cluster is None else cwd / cluster, {**environ, **literal}, cwd)
         inputs, found = load_and_plan(source, ask_site=ask_site)
     again = RunPlan(
         version=__version__, spec=inputs.spec, cluster=inputs.cluster, layout=found.chosen, tokens=plan.tokens

@@ -88,8 +88,9 @@ def _replanned(ended: _Ended, plan: RunPlan) -> Iterator[_Ended]:
     script = render(plan.spec, plan.cluster, plan.layout, run.path, run.name, sys.executable)
     texts = {run.plan: plan.model_dump_json(indent=2) + "\n", run.script: script}
     before = {path: path.read_bytes() for path in texts}
-    for path, data in before.items():
-        write_whole(path.with_name(f"{path.stem}.until-attempt-{last}{path.suffix}"), data)
+    kept = {path.with_name(f"{path.stem}.until-attempt-{last}{path.suffix}"): data for path, data in before.items()}
+    for path, data in kept.items():
+        write_whole(path, data)
     with _replace_locked(run.plan, texts[run.plan].encode()):
         write_whole(run.script, texts[run.script].encode())
         try:
@@ -99,6 +100,8 @@ def _replanned(ended: _Ended, plan: RunPlan) -> Iterator[_Ended]:
         except BaseException:
             for path, data in before.items():
                 write_whole(path, data)
+            for path in kept:
+                path.unlink(missing_ok=True)
             raise
 
 

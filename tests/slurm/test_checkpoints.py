@@ -15,7 +15,8 @@ from tests.slurm.projects import write_project
 STEPS, EVERY = 240, 10
 SPEC = {
     "teacher": {"gpus": 1}, "student": {"gpus": 2, "parallelism": {"replicas": 1, "fsdp": 2}},
-    "training": {"steps": STEPS, "global_batch_size": 8, "micro_batch_size": 1}, "checkpoint": {"every_steps": EVERY, "keep": 2},
+    "training": {"steps": STEPS, "global_batch_size": 8, "micro_batch_size": 1},
+    "checkpoint": {"every_steps": EVERY, "keep": 2},
 }  # fmt: skip
 
 
