@@ -157,11 +157,21 @@ class Departure:
             return
         ends = (self._run_dir.failure(self._place.attempt), self._run_dir.done_record(self._place.attempt))
         if not any(path.exists() for path in ends):  # else TERM only clears up
-            said = {"signal": word, "reason": REASONS[word], "rank": self._place.rank, "role": str(self._role)}
-            with suppress(OSError):
-                write_first_json(self._leave_record, {**said, "time": time.time()})
+            told = self._write_leave_record(word)
             self._part(word)
+            if not told:  # srun's word on this exit code tells the job's script what no record can
+                self._end(word, _shell_code(word))
         self._end(word, self._exit_code(word))
+
+    def _write_leave_record(self, word: LastWord) -> bool:
+        """Whether there is one now."""
+        said = {"signal": word, "reason": REASONS[word], "rank": self._place.rank, "role": str(self._role)}
+        try:
+            write_first_json(self._leave_record, {**said, "time": time.time()})
+        except OSError as error:
+            say(f"warning: {self._leave_record}: {error.strerror or error}")
+            return False
+        return True
 
     def _part(self, word: LastWord) -> None:
         """In a thread that is not waited for longer than there is time: torch may never return from it."""
@@ -187,7 +197,7 @@ class Departure:
 
     def _exit_code(self, word: LastWord) -> int:
         """Under Slurm 0, for the job's script looks at the records; elsewhere what a shell says of the signal."""
-        return 0 if self._place.launcher == "slurm" else 128 + signal.Signals[f"SIG{word}"]
+        return 0 if self._place.launcher == "slurm" else _shell_code(word)
 
     def _end_orphaned(self) -> NoReturn:
         """An orphan would hold GPUs that nobody counts any more."""
@@ -204,6 +214,10 @@ class Departure:
             sys.stderr.flush()
         finally:
             os._exit(code)
+
+
+def _shell_code(word: LastWord) -> int:
+    return 128 + signal.Signals[f"SIG{word}"]
 
 
 def say(words: str) -> None:
