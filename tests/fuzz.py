@@ -134,7 +134,7 @@ class Bench:
                 app(list(case.arguments), prog_name="kd-launch")
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
-            except BaseException:  # noqa: BLE001 - whatever a case raises is what is looked for
+            except BaseException:
                 wrong = traceback.format_exc()
         took = time.process_time() - started
         os.dup2(stdout_descriptor, 1)  # the command line turns it away where an answer cannot be written
