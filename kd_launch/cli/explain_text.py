@@ -60,7 +60,7 @@ def format_paper(found: Explanation, baseline: Layout) -> Iterator[str]:
     engines = list(dict.fromkeys(case.engine for case in found.paper))
     yield ""
     yield from wrapped(
-        f"layouts of arXiv 2606.27797 on {baseline.gpus} GPUs (ZeRO stage of student - of teacher, 0: replicated), each "
+        f"layouts of arXiv 2606.27797 on {baseline.gpus} GPUs (ZeRO stage of student - teacher, 0: replicated), each "
         f"with its largest micro-batch, on {' and on '.join(engines)}:"
     )
     rows = [("", *("micro-batch", "step", "GiB") * len(engines))]
