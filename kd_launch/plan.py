@@ -3,13 +3,16 @@
 Field names are those of the JSON that programs read (`plan --json`, plan.json): keys are added, never renamed.
 """
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kd_launch import __version__
 from kd_launch.cluster import Cluster
 from kd_launch.errors import SpecError, first_problem
 from kd_launch.spec import Spec
@@ -263,7 +266,16 @@ def read_run_plan(path: Path) -> RunPlan:
         raise SpecError(f"{path}: {error.strerror or error}; is its folder a kd-launch run?") from error
     except ValidationError as error:
         problem = first_problem(error.errors(), "the file")
-        raise SpecError(f"{path}: {problem}; was it written by another version of kd-launch?") from error
+        raise SpecError(f"{path}: {problem}; {_written_by(path)}") from error
+
+
+def _written_by(path: Path) -> str:
+    """Which version a plan that this one cannot read is of, and the way out."""
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        version = str(json.loads(path.read_bytes())["version"])
+        if version != __version__:
+            return f"kd-launch {version[:20]} wrote it and this is {__version__}: use that one, or submit again"
+    return "it is damaged: submit again"
 
 
 RUNTIME_LACKS = frozenset({"compile", "checkpoint"})
@@ -275,9 +287,10 @@ def unsupported_by_runtime(layout: Layout) -> str | None:
 
     The one place that knows; `search` chooses by it and the world refuses by it.
     """
-    split = {"fsdp": layout.teacher.fsdp, "tp": layout.teacher.tp, "pp": layout.teacher.pp}
-    used = [f"{axis} {degree}" for axis, degree in split.items() if degree > 1]
-    return f"a teacher with {' x '.join(used)}" if used else None
+    teacher, student = layout.teacher, layout.student
+    if layout.colocated and teacher.gpus != student.gpus:
+        return "colocated roles with different numbers of GPUs"
+    return None
 
 
 def describe_role(role: RoleLayout) -> str:

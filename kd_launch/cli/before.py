@@ -121,8 +121,15 @@ def render(
 
 
 def _write(path: Path, text: str) -> None:
-    """A file appears whole or not at all; a link or a device, such as /dev/stdout, is written to, not replaced."""
+    """A file appears whole or not at all; a link or a device, such as /dev/stdout, is written to, not replaced.
+
+    What is there stays, unless it is an earlier script or empty: a slip must not cost somebody his spec.
+    """
+    from kd_launch.errors import SpecError
     from kd_launch.run_dir import write_whole
+
+    if path.is_file() and (old := path.read_bytes()) and b"# kd-launch run " not in old[:1000]:
+        raise SpecError(f"--output {path}: exists and is no script of kd-launch; remove it, or name another file")
 
     if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
         path.write_text(text, encoding="utf-8")

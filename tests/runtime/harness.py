@@ -1,6 +1,7 @@
 """Tiny models, hand-made stores and run folders, and ranks started as a launcher would start them."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -79,14 +80,18 @@ def make_store(folder: Path, sequences: int, *, seed: int = 0, empty_rows: tuple
 def make_layout(
     *, teachers: int, replicas: int, fsdp: int = 1, colocated: bool = False, micro_batch: int, accumulation: int,
     payload: str = "hidden_states", prefetch: int = 2, reshard: bool = False, recompute: str = "none",
+    split: dict[str, int] | None = None,
 ) -> Layout:  # fmt: skip
-    """A layout on the local pool; its predictions are nothing."""
+    """A layout on the local pool; its predictions are nothing. `split`: the teacher's fsdp, tp and pp."""
+    degrees = {"fsdp": 1, "tp": 1, "pp": 1, **(split or {})}
     gpus = replicas * fsdp
     common = {
         "pool": "here", "partition": None, "nodes": 1, "micro_batch_size": micro_batch, "memory_gib": 0.0,
         "memory_limit_gib": 1.0,
     }  # fmt: skip
-    teacher = RoleLayout(**common, gpus_per_node=teachers, gpus=teachers, replicas=teachers, fsdp=1)
+    teacher = RoleLayout(
+        **common, gpus_per_node=teachers, gpus=teachers, replicas=teachers // math.prod(degrees.values()), **degrees
+    )
     student = RoleLayout(
         **common, gpus_per_node=gpus, gpus=gpus, replicas=replicas, fsdp=fsdp, reshard_after_forward=reshard,
         activation_recompute=recompute,
