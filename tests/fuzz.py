@@ -28,11 +28,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fuzz_files import CANARY, PRODUCT, Case, case_of
+from typer.main import get_command
 
 from kd_launch.cli.__main__ import app
 from kd_launch.errors import KdLaunchError
 from kd_launch.reading.spec_file import load
 
+COMMANDS = get_command(app)
 SLOW_S = 3.0
 """Of processor time: the machine may be busy with other things."""
 STOP_S = 20.0
@@ -131,10 +133,10 @@ class Bench:
         started, stdout_descriptor = time.process_time(), os.dup(1)
         with redirect_stdout(out), redirect_stderr(err), _ended_after(STOP_S):
             try:
-                app(list(case.arguments), prog_name="kd-launch")
+                COMMANDS.main(list(case.arguments), prog_name="kd-launch")
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else 1
-            except BaseException:  # noqa: BLE001 - whatever a case raises is what is looked for
+            except BaseException:  # whatever a case raises is what is looked for
                 wrong = traceback.format_exc()
         took = time.process_time() - started
         os.dup2(stdout_descriptor, 1)  # the command line turns it away where an answer cannot be written
@@ -153,7 +155,7 @@ class Bench:
         if run_dir is None or _ranks(outcome.stdout) > MOST_RANKS:
             return outcome
         try:
-            return replace(outcome, wrong=self._sings(case, text), ran=True)
+            return replace(outcome, wrong=self.sings(case, text), ran=True)
         finally:
             shutil.rmtree(run_dir, ignore_errors=True)
 
@@ -162,9 +164,9 @@ class Bench:
         if "--run-dir" not in case.arguments:
             return None
         found = Path(os.path.normpath(self.work / case.arguments[case.arguments.index("--run-dir") + 1]))
-        return found if found.parent == self.work and not found.exists() else None
+        return found if found.parent == self.work and not os.path.lexists(found) else None
 
-    def _sings(self, case: Case, text: bytes) -> str | None:
+    def sings(self, case: Case, text: bytes) -> str | None:
         """What a string of a file made a shell do; None: nothing."""
         shutil.rmtree(self.sandbox, ignore_errors=True)
         self.sandbox.mkdir()
@@ -282,6 +284,8 @@ def main() -> int:
                     print(f"{case.spec!r}\n{case.cluster!r}\n{case.variable!r}\n{outcome.stdout}", flush=True)
             if findings >= given.most:
                 break
+            if (number + 1) % 1000 == 0:
+                print(f"{number + 1}: {dict(codes)}, {findings} findings", flush=True)
     print(f"{findings} findings in {sum(codes[k] for k in codes if k != 'scripts run')} cases of seed {given.seed}, ")
     print(f"{time.monotonic() - started:.0f} s: {dict(codes)}")
     return 1 if findings else 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 CANARY = "canary.was.here"
 """The file that a string makes when a shell runs it."""
 PRODUCT = "{{ 99991 * 7 }}", "699937"
@@ -224,9 +225,11 @@ def _twice(text: bytes, rng: random.Random) -> bytes:
 
 
 ODDITIES = (
-    "\n? [a, b]\n: c\n", "\n<<: {a: 1}\n", "\n*nothing\n", "\na: &a [*a]\n", "\na: !!python/object/apply:os.system [ls]\n",
+    "\n? [a, b]\n: c\n", "\n<<: {a: 1}\n", "\n*nothing\n", "\na: &a [*a]\n",
+    "\na: !!python/object/apply:os.system [ls]\n",
     "\na: !!binary aGk=\n", "\na: !!set {x, y}\n", "\na: !!timestamp 2001-01-01\n", "\na: !mine x\n", "\n---\nb: 1\n",
-    "\n...\n", "\n%YAML 9.9\n---\n", "\na: |\n  x\n y\n", "\n\ta: 1\n", "\na: 'open\n", '\na: "\\ud800"\n', '\na: "\\x00"\n',
+    "\n...\n", "\n%YAML 9.9\n---\n", "\na: |\n  x\n y\n", "\n\ta: 1\n", "\na: 'open\n",
+    '\na: "\\ud800"\n', '\na: "\\x00"\n',
     "\na: !!float 1e999999\n", "\na: !!int 0b2\n", "\na: !!bool x\n", "\na: !!null x\n", "\nnull: 1\n", "\n1: 1\n",
     "\n? " + "k" * 2000 + "\n: 1\n", "\n: 1\n", "\n- 1\n", "\n@a\n", "\n`a`\n", "\na: 1 : 2\n", "\na: [1, 2\n", "\n}\n",
     "\na: !!int " + "9" * 5000 + "\n", "\na: " + "9" * 5000 + "\n", "\na: -" + "_" * 50 + "\n", "\na: 1_000_\n",
@@ -261,9 +264,13 @@ def _dump(data: Any, rng: random.Random) -> bytes:
         case 0:
             return json.dumps(data).encode()
         case 1:
-            text = yaml.safe_dump(data, sort_keys=False, default_flow_style=True, width=10**6, allow_unicode=True)
+            shape: dict[str, Any] = {"default_flow_style": True, "width": 10**6, "allow_unicode": True}
         case _:
-            text = yaml.safe_dump(data, sort_keys=False, allow_unicode=rng.random() < 0.5)
+            shape = {"allow_unicode": rng.random() < 0.5}
+    try:
+        text = yaml.dump(data, Dumper=DUMPER, sort_keys=False, **shape)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can say
+        text = json.dumps(data)
     return str(text).encode("utf-8", "surrogatepass")
 
 

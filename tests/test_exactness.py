@@ -14,9 +14,10 @@ from kd_launch.cost.roles import student_seconds, teacher_seconds
 from kd_launch.errors import DoesNotFitError
 from kd_launch.planner.allocations import allocations
 from kd_launch.planner.layouts import student_degrees, teacher_degrees
+from kd_launch.planner.options import SAME, TeacherOption
 from kd_launch.planner.pairing import allocated_gpus, coupling_seconds, transport_of, units_of
 from kd_launch.planner.search import make_plan, setting_of, sites_of
-from kd_launch.planner.tables import SAME, Tables, TeacherOption
+from kd_launch.planner.tables import Tables
 
 
 def gib(parts):

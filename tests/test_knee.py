@@ -6,7 +6,7 @@ import pytest
 from plan_cases import local, plan_llama, plan_qwen, plan_tiny, pool, slurm
 
 from kd_launch.cli.plan_text import format_plan
-from kd_launch.planner.tables import SAME
+from kd_launch.planner.options import SAME
 
 MIXED = slurm(pool("a100", nodes=8, gpu="A100-SXM-80", inter_node_gb_per_s=100.0), pool("h100", nodes=4))
 SLOW = slurm(pool(nodes=16, inter_node_gb_per_s=10.0))

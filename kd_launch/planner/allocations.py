@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from kd_launch.cluster import Cluster, Pool
-from kd_launch.plan import Launch
+from kd_launch.plan import Launch, Layout
 from kd_launch.planner.layouts import Share, divisors, filled_shares, pinned_gpus, pinned_tp, whole_share
 from kd_launch.spec import Spec
 
@@ -217,3 +217,12 @@ def _packed(pool: Pool, gpus: int, nodes: range, together: int) -> Share | None:
     size = pool.gpus_per_node
     fitting = (n for n in nodes if gpus % n == 0 and gpus // n <= size and gpus // n % together == 0)
     return next((whole_share(pool.name, n, gpus // n) for n in fitting), None)
+
+
+def allocation_of(layout: Layout, cluster: Cluster) -> Allocation:
+    """The GPUs that a layout was made for."""
+    teacher, student = layout.teacher, layout.student
+    shares = [whole_share(role.pool, role.nodes, role.gpus // role.nodes) for role in (teacher, student)]
+    if layout.shares_nodes and not layout.colocated:
+        shares = list(filled_shares(cluster.pool(teacher.pool), teacher.gpus, student.gpus))
+    return Allocation(layout.placement, shares[0], shares[1], layout.shares_nodes, layout.launch)

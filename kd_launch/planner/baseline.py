@@ -11,9 +11,10 @@ from kd_launch.plan import Launch, Layout
 from kd_launch.planner.allocations import Allocation, most_nodes
 from kd_launch.planner.choices import Choice
 from kd_launch.planner.layouts import Share, divisors, micro_batches, whole_share
+from kd_launch.planner.options import StudentOption, TeacherOption, Unit
 from kd_launch.planner.pairing import allocated_gpus
 from kd_launch.planner.prediction import context_part, layout_of
-from kd_launch.planner.tables import StudentOption, Tables, TeacherOption, Unit
+from kd_launch.planner.tables import Tables
 
 
 class _Candidate(NamedTuple):

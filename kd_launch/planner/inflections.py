@@ -9,7 +9,8 @@ from kd_launch.cost.roles import teacher_seconds
 from kd_launch.cost.setting import TeacherDegrees
 from kd_launch.plan import Inflection, Layout, Payload
 from kd_launch.planner.layouts import Share, teacher_degrees, whole_share
-from kd_launch.planner.tables import SAME, Tables, complexity, family
+from kd_launch.planner.options import SAME, complexity, family
+from kd_launch.planner.tables import Tables
 
 QUANTITY = "tokens in a teacher micro-batch"
 

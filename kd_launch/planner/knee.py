@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from kd_launch.cluster import Cluster
 from kd_launch.plan import Knee, Layout
 from kd_launch.planner.choices import Choice
-from kd_launch.planner.tables import SAME
+from kd_launch.planner.options import SAME
 from kd_launch.spec import Spec
 
 

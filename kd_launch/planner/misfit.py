@@ -10,10 +10,11 @@ from kd_launch.plan import Layout, RoleLayout, describe_role
 from kd_launch.planner.allocations import Allocation, colocations, splits
 from kd_launch.planner.choices import Choice
 from kd_launch.planner.layouts import pinned_gpus
+from kd_launch.planner.options import StudentOption, TeacherOption, Unit
 from kd_launch.planner.pairing import choices_on, colocated_gib, units_of
 from kd_launch.planner.prediction import layout_of
 from kd_launch.planner.reasons import figure
-from kd_launch.planner.tables import StudentOption, Tables, TeacherOption, Unit
+from kd_launch.planner.tables import Tables
 from kd_launch.spec import Spec, StudentParallelism, TeacherParallelism
 
 MOST_NODES = 1024

@@ -10,7 +10,8 @@ from kd_launch.plan import Payload
 from kd_launch.planner.allocations import Allocation
 from kd_launch.planner.choices import Choice
 from kd_launch.planner.layouts import Share, Stages, micro_batches
-from kd_launch.planner.tables import SAME, Family, Held, StudentOption, Tables, TeacherOption, Unit, family
+from kd_launch.planner.options import SAME, Family, Held, StudentOption, TeacherOption, Unit, family
+from kd_launch.planner.tables import Tables
 from kd_launch.spec import Spec
 
 

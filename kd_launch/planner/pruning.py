@@ -12,6 +12,7 @@ from typing import NamedTuple
 from kd_launch.cluster import Cluster
 from kd_launch.planner.allocations import Allocation, Split, colocations, splits
 from kd_launch.planner.choices import Choice
+from kd_launch.planner.options import SAME, Unit
 from kd_launch.planner.pairing import (
     allocated_gpus,
     colocated_choices,
@@ -19,7 +20,7 @@ from kd_launch.planner.pairing import (
     disjoint_choices,
     units_of,
 )
-from kd_launch.planner.tables import SAME, Tables, Unit
+from kd_launch.planner.tables import Tables
 
 BEATEN = "slower and dearer than another layout"
 ENOUGH = "more teachers than the student needs"

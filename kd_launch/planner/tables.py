@@ -6,8 +6,7 @@ Teacher and student meet only in micro-batch, payload and memory, so two small t
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from kd_launch.cost.constants import GIB
 from kd_launch.cost.memory import student_buffer_bytes, student_memory, teacher_buffer_bytes, teacher_memory
@@ -15,77 +14,11 @@ from kd_launch.cost.roles import TeacherSeconds, student_seconds, teacher_second
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
 from kd_launch.plan import Payload
 from kd_launch.planner.layouts import Share, Stages, student_degrees, teacher_stages
+from kd_launch.planner.options import Family, Held, StudentOption, TeacherOption, Unit, family, twice, unbeaten
 from kd_launch.spec import Spec
-
-SAME = 1.005
-"""Times that differ by less count as equal: the model does not know better."""
-
-
-class Unit(NamedTuple):
-    """What passes from teacher to student: a micro-batch of `size` sequences as one kind of payload."""
-
-    size: int
-    payload: Payload
-
-
-class TeacherOption(NamedTuple):
-    """A layout of the teacher. Memory in GiB per GPU."""
-
-    seconds: float
-    """Of a step."""
-    resident: float
-    transient: float
-    buffer: float
-    """Per micro-batch of prefetch."""
-    degrees: TeacherDegrees
-
-    @property
-    def complexity(self) -> int:
-        return complexity(self.degrees)
-
-
-class StudentOption(NamedTuple):
-    """A layout of the student. Memory in GiB per GPU."""
-
-    seconds: float
-    resident: float
-    transient: float
-    buffer: float
-    degrees: StudentDegrees
-
-    @property
-    def complexity(self) -> int:
-        return (self.degrees.fsdp > 1) + twice(self.degrees)
-
 
 AHEAD = (2, 1)
 """Micro-batches of prefetch where nothing is asked for: as many as there is room for."""
-
-Family = tuple[bool, bool, bool]
-
-
-def complexity(degrees: TeacherDegrees) -> int:
-    """Whole copies before sharded weights, before split products, before a pipeline that has to stay full."""
-    return (degrees.fsdp > 1) + 2 * (degrees.tp > 1) + 3 * (degrees.pp > 1)
-
-
-def family(degrees: TeacherDegrees) -> Family:
-    """Which axes split the teacher."""
-    return degrees.fsdp > 1, degrees.tp > 1, degrees.pp > 1
-
-
-def twice(degrees: StudentDegrees) -> int:
-    """How many things the student does twice: compute activations, gather weights."""
-    return degrees.recompute + bool(degrees.reshard)
-
-
-class Held(NamedTuple):
-    """What a layout of the teacher holds, GiB per GPU."""
-
-    resident: float
-    transient: float
-    buffer: float
-    """Per micro-batch of prefetch."""
 
 
 class Tables:
@@ -140,7 +73,7 @@ class Tables:
             self._least[key] = math.inf
             for recompute in (False, True) if site.student_device is not None else ():
                 thin = StudentDegrees(1, site.pool.nodes * site.pool.gpus_per_node, recompute, True)
-                if self.boundless or sum(self._student_held(pool, thin, unit)[:2]) <= self.room(pool):
+                if self.boundless or sum(self.student_held(pool, thin, unit)[:2]) <= self.room(pool):
                     whole = StudentDegrees(1, 1, recompute, None)
                     found = student_seconds(self.setting, site, whole, 1, tokens, 1, unit.payload)
                     self._least[key] = found.forward + found.backward + found.loss
@@ -228,7 +161,7 @@ class Tables:
         key = (share, unit)
         if key not in self._students:
             found = (self.student(share, degrees, unit) for degrees in self._ways(share))
-            self._students[key] = _unbeaten(option for option in found if option is not None)
+            self._students[key] = unbeaten(option for option in found if option is not None)
         return self._students[key]
 
     def students_apart(self, share: Share, unit: Unit) -> list[tuple[StudentOption, int]]:
@@ -251,7 +184,7 @@ class Tables:
                         found.append(option)
                         depths[degrees] = depth
                         least = min(least, twice(degrees) if depth == self.prefetches[0] else math.inf)
-            self._students_apart[key] = [(option, depths[option.degrees]) for option in _unbeaten(found)]
+            self._students_apart[key] = [(option, depths[option.degrees]) for option in unbeaten(found)]
         return self._students_apart[key]
 
     def _ways(self, share: Share) -> tuple[StudentDegrees, ...]:
@@ -261,7 +194,7 @@ class Tables:
 
     def student(self, share: Share, degrees: StudentDegrees, unit: Unit, head: float = 0.0) -> StudentOption | None:
         """None where it does not fit. head: GiB of the teacher's head, where the student holds it."""
-        resident, transient, buffer = self._student_held(share.pool, degrees, unit)
+        resident, transient, buffer = self.student_held(share.pool, degrees, unit)
         held = Held(resident + head, transient, buffer)
         if not self.has_room("student", held, share.pool):
             return None
@@ -270,7 +203,7 @@ class Tables:
         seconds = student_seconds(self.setting, site, degrees, share.block, self.tokens(unit), turns, unit.payload)
         return StudentOption(seconds.total, *held, degrees)
 
-    def _student_held(self, pool: str, degrees: StudentDegrees, unit: Unit) -> Held:
+    def student_held(self, pool: str, degrees: StudentDegrees, unit: Unit) -> Held:
         """Without the teacher's head; copies of the student need as much each."""
         key = (pool, degrees[1:], unit)
         found = self._student_memory.get(key)
@@ -323,21 +256,3 @@ class Tables:
         if depth is None:
             self.rejected["no memory for a payload ahead"] += 1
         return depth
-
-
-def _unbeaten(options: Iterable[StudentOption]) -> list[StudentOption]:
-    """Fastest first, those that no faster one beats."""
-    kept: list[StudentOption] = []
-    for option in sorted(options, key=lambda option: (option[:3], option.complexity)):
-        if not any(_beats(other, option) for other in kept):
-            kept.append(option)
-    return kept
-
-
-def _beats(one: StudentOption, other: StudentOption) -> bool:
-    """Nowhere worse; among equally fast ones the simpler one is not beaten."""
-    return (
-        one.resident <= other.resident
-        and one.transient <= other.transient
-        and (one.seconds * SAME < other.seconds or one.complexity <= other.complexity)
-    )

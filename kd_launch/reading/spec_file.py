@@ -14,6 +14,7 @@ from kd_launch.cluster import Cluster
 from kd_launch.errors import SpecError, printable
 from kd_launch.reading.document import Document, Key, KeyPath, parse, parse_value
 from kd_launch.reading.field_errors import describe
+from kd_launch.secret_names import is_secret
 from kd_launch.spec import Spec
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -153,7 +154,7 @@ def _cluster_path(named: str, path: Path, where: str, environ: Mapping[str, str]
 
 def _parse_override(argument: str) -> tuple[KeyPath, Any, str]:
     dotted, equals, text = argument.partition("=")
-    argument = printable(argument, 200)
+    argument = f"{dotted}=***" if is_secret(dotted.rpartition(".")[2], text) else printable(argument, 200)
     if not equals or not dotted.strip():
         raise SpecError(f"--set {argument}: must be key=value, such as --set training.steps=10")
     keys: list[Key] = [int(part) if part.isdigit() else part for part in dotted.strip().split(".")]

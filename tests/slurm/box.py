@@ -14,12 +14,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tests.slurm import private_view
-from tests.slurm.machine import all_pids, command_line, free_ports, kill_all, link, read, uts_inode, wait_for
+from tests.slurm.machine import all_pids, command_line, free_ports, kill_all, link, read, state_of, uts_inode, wait_for
 from tests.slurm.setup import (
     ACCOUNTING,
     UID,
@@ -261,7 +263,12 @@ class Box:
         self._end(f"slurmd-{node}", signal.SIGKILL)
 
     def kill_node(self, node: str) -> None:
-        """Everything that runs on the node, as if its power were gone."""
+        """Everything that runs on the node, as if its power were gone: at once, none sees the end of another."""
+        while running := [pid for pid in self.on_node(node) if state_of(pid) not in ("T", "Z", "")]:
+            for pid in running:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.01)
         self._kill(lambda: self.on_node(node))
 
     def on_node(self, node: str) -> list[int]:
