@@ -375,6 +375,8 @@ def test_unknown_heads_send_logits():
     teacher = replace(QWEN_14B, head_is_known=False)
     plan = make_plan(spec_of(), H100_2, teacher, QWEN_1_7B, clock=lambda: 0.0)
     assert {layout.payload for layout in layouts(plan)} == {"logits"}
+    # nothing says that its parts can be told apart
+    assert all(x.teacher.fsdp * x.teacher.tp * x.teacher.pp == 1 for x in layouts(plan) if x != plan.baseline)
     assert any("head of a 'qwen3' is not known" in warning for warning in plan.warnings)
 
 

@@ -106,8 +106,11 @@ def join(place: Environment, run: RunPlan, run_dir: RunDir, role: Role, prefligh
     return world
 
 
-def _make_groups(place: Environment, layout: Layout, role: Role, device: torch.device, store: Store) -> World:
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+def _make_groups(
+    place: Environment, layout: Layout, role: Role, device: torch.device, store: Store, backend: str | None = None
+) -> World:  # fmt: skip
+    """`backend`: of torch.distributed; None: that of the device."""
+    backend = backend or ("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
     # No device_id: with it every new group would split the world's communicator, and unbatched sends would share it.
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=PATIENCE)
     teacher = _teacher_groups(layout, place.rank, device)
