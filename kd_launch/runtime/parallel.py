@@ -14,10 +14,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from kd_launch.plan import RoleLayout
+from kd_launch.plan import RoleLayout, RunPlan
+from kd_launch.runtime.compiling import choose_compare
 from kd_launch.runtime.divergence import Compare, compare
 from kd_launch.runtime.losses import ChunkedLoss, Head, LossInputs, Objective, TeacherSignal
-from kd_launch.runtime.models import decoder_layers, head_of
+from kd_launch.runtime.models import DTYPES, blank_student, decoder_layers, head_of
+from kd_launch.runtime.sharding import draw, fill, pieces_of, sharded, take_memory
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,23 @@ def shard_student(
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(student, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    return student
+
+
+def load_student(run: RunPlan, objective: Objective, mesh: DeviceMesh, device: torch.device) -> DistilledStudent:
+    """The student of a run, of which this rank holds its shards and has read, or drawn, no more than them."""
+    model, weights = blank_student(run.spec)
+    # DistilledStudent's name for the model; what is cut here is what fully_shard cuts below.
+    pieces = {f"model.{name}": piece for name, piece in pieces_of(model, 0, 1).items()}
+    shard = mesh["shard"]
+    pieces = sharded(pieces, shard.get_local_rank(), shard.size())
+    compare = choose_compare(run.spec.training.compile, device)
+    student = shard_student(model, objective, run.layout.student, mesh, DTYPES[run.spec.student.dtype], compare)
+    take_memory(student, device, model)
+    if weights is None:
+        draw(student, pieces, model, run.spec.training.seed)
+    else:
+        fill(student, pieces, weights, lambda name: name.removeprefix("model."))
     return student
 
 

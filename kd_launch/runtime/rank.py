@@ -10,19 +10,19 @@ from kd_launch.plan import Role, RunPlan
 from kd_launch.run_dir import RunDir, write_json
 from kd_launch.runtime.batches import Batches
 from kd_launch.runtime.colocated import ColocatedTeacher, PayloadSource, RemoteTeacher
-from kd_launch.runtime.compiling import choose_compare
 from kd_launch.runtime.departure import Departure
 from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.heartbeat import Progress
 from kd_launch.runtime.losses import Head
 from kd_launch.runtime.metrics import MetricsFile
-from kd_launch.runtime.models import DTYPES, load_head, load_student
+from kd_launch.runtime.models import DTYPES, load_head
 from kd_launch.runtime.optimizer import MakeOptimizer, make_adamw
-from kd_launch.runtime.parallel import shard_student
+from kd_launch.runtime.parallel import load_student
 from kd_launch.runtime.payload import PayloadForm
+from kd_launch.runtime.pipeline import teach
 from kd_launch.runtime.preflight import Preflight
 from kd_launch.runtime.student import Trainer, finish
-from kd_launch.runtime.teacher import load_frozen_teacher, objective, payload_form, teach
+from kd_launch.runtime.teacher import load_frozen_teacher, objective, payload_form
 from kd_launch.runtime.world import World, agree, join, leave
 
 
@@ -60,7 +60,7 @@ def run_rank(task: Task, make_optimizer: MakeOptimizer | None = None) -> None:
 
 
 def _run_teacher(world: World, run: RunPlan, batches: Batches, form: PayloadForm, progress: Progress) -> None:
-    teacher = load_frozen_teacher(run, form, world.device)
+    teacher = load_frozen_teacher(world, run, form)
     progress.total = batches.schedule.items_per_teacher
     progress.enter("training")
     teach(world, run, batches, teacher, form, progress)
@@ -71,11 +71,8 @@ def _run_student(
     world: World, task: Task, batches: Batches, form: PayloadForm, make_optimizer: MakeOptimizer
 ) -> None:  # fmt: skip
     run, run_dir, progress = task.run, task.run_dir, task.progress
-    dtype = DTYPES[run.spec.student.dtype]
     progress.total = run.spec.training.steps
-    model = load_student(run.spec).to(world.device)
-    compare = choose_compare(run.spec.training.compile, world.device)
-    student = shard_student(model, objective(run), run.layout.student, world.student_mesh, dtype, compare)
+    student = load_student(run, objective(run), world.student_mesh, world.device)
     source = _payload_source(world, run, batches, form)
     metrics = MetricsFile(run_dir.metrics) if world.is_first_student else None
     if world.is_first_student:
@@ -91,5 +88,5 @@ def _run_student(
 def _payload_source(world: World, run: RunPlan, batches: Batches, form: PayloadForm) -> PayloadSource:
     head: Head | None = load_head(run.spec.teacher, world.device) if form.kind == "hidden_states" else None
     if run.layout.colocated:
-        return ColocatedTeacher(load_frozen_teacher(run, form, world.device), batches, form, head)
+        return ColocatedTeacher(world, run, batches, load_frozen_teacher(world, run, form), form, head)
     return RemoteTeacher(world, run, batches, form, head)

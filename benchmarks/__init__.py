@@ -1,1 +1,0 @@
-"""Side-by-side measurements, one command each; raw figures go to results/."""
