@@ -35,28 +35,30 @@ class StepClock(TrainerCallback):
                 file.write(json.dumps({**line, "time": time.time()}) + "\n")
 
 
-def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    ids = torch.tensor([row["input_ids"] for row in rows])
-    # The Trainer counts these labels for its mean, and the first of a row is no target.
-    labels = ids.clone()
-    labels[:, 0] = -100
+def collate(rows: list[dict[str, list[Any]]]) -> dict[str, torch.Tensor]:
+    ids, loss = (torch.tensor([row[name] for row in rows]) for name in ("input_ids", "loss"))
+    # loss[t] says whether the prediction of the next token counts. The Trainer counts these labels for its mean.
+    labels = torch.full_like(ids, -100)
+    labels[:, 1:] = torch.where(loss[:, :-1], ids[:, 1:], -100)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
 def make_trainer(
     teacher: Path, student: Path, tokens: Path, output: Path, *, batch: int, beta: float = 0.5,
-    learning_rate: float = 1e-4, steps: int = -1, accumulation: int = 1,
+    learning_rate: float = 1e-4, steps: int = -1, loss: Path | None = None,
 ) -> GKDTrainer:  # fmt: skip
-    """A trainer whose step is `batch` sequences on this rank, times `accumulation`."""
+    """A trainer whose step is `batch` sequences on this rank; of all tokens, or those whose prediction counts."""
     arguments = GKDConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch,
         max_steps=steps, num_train_epochs=1, learning_rate=learning_rate, lr_scheduler_type="constant", warmup_steps=0,
-        weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch_fused", bf16=False, gradient_checkpointing=False,
+        weight_decay=0.0, max_grad_norm=1.0, optim="adamw_torch_fused", bf16=False, activation_checkpointing=False,
         train_sampling_strategy="sequential", seed=0, lmbda=0.0, beta=beta, temperature=1.0, logging_steps=1,
         logging_first_step=True, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
         dataloader_num_workers=0, dataloader_pin_memory=False, ddp_find_unused_parameters=False,
     )  # fmt: skip
-    rows = Dataset.from_dict({"input_ids": np.load(tokens).tolist()})
+    ids = np.load(tokens)
+    counts = np.ones(ids.shape, dtype=bool) if loss is None else np.load(loss)
+    rows = Dataset.from_dict({"input_ids": ids.tolist(), "loss": counts.tolist()})
     nothing = Tokenizer(models.WordLevel({"<end>": 0}, unk_token="<end>"))
     return GKDTrainer(
         model=AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32),
