@@ -14,11 +14,15 @@ Line = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r
 PathText = Annotated[Line, Field(json_schema_extra={"format": "path"})]
 ShellText = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._-]+$")]
+# Also a folder's name, so neither "." nor "..", nothing hidden, and nothing that a command takes for an option.
+Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 TimeLimit = Annotated[
     str, StringConstraints(pattern=r"^(\d+|\d+:\d{1,2}|\d+:\d{1,2}:\d{1,2}|\d+-\d{1,2}(:\d{1,2}){0,2})$")
 ]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+# More than any machine has: a slip of the finger must not become minutes of planning.
+Nodes = Annotated[int, Field(ge=1, le=16_384)]
+PerNode = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Container(BaseModel):
@@ -57,9 +61,9 @@ class Pool(BaseModel):
     """How the spec names this pool."""
     partition: Line | None = None
     """Slurm's partition; with scheduler slurm null only if it is written: the site chooses, by qos and constraint."""
-    nodes: Positive
+    nodes: Nodes
     """Nodes that one job may take from this pool."""
-    gpus_per_node: Positive
+    gpus_per_node: PerNode
     """GPUs of a node. With gpu CPU: processes of a node."""
     gpu: Line
     """An id or alias of the GPU catalog, or CPU."""

@@ -1,5 +1,6 @@
 """The only place that starts other programs: one that answers, a session that stays, a rank that is watched."""
 
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -61,7 +62,8 @@ def run(
         timeout: seconds after which the program is killed; None: never.
         stdin: what it reads.
         env: its whole environment; None: ours.
-        pass_stderr: its stderr is ours, for programs that show how far they are.
+        pass_stderr: its stderr is ours, for programs that show how far they are. Such a one starts deaf to Ctrl-C:
+            what interrupts us must not show the traceback of its half-done imports. It may listen when it is ready.
     """
     try:
         done = subprocess.run(
@@ -74,12 +76,17 @@ def run(
             encoding="utf-8",
             errors="replace",
             check=False,
+            preexec_fn=_ignore_interrupts if pass_stderr else None,
         )
     except subprocess.TimeoutExpired:
         return Completed(tuple(argv), None, "", "", f"{argv[0]} gave no answer within {timeout:g} s")
     except (OSError, ValueError) as error:
         return Completed(tuple(argv), None, "", "", f"{argv[0]} cannot be started: {reason(error)}")
     return Completed(tuple(argv), done.returncode, done.stdout, done.stderr or "")
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Process(Protocol):

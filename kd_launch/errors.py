@@ -82,3 +82,17 @@ def nearest(name: str, legal: Iterable[str]) -> str:
     """A clause that suggests the legal name closest to `name`: "; did you mean 'steps'?", or "" when none is close."""
     close = difflib.get_close_matches(name, list(legal), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def printable(text: str, most: int | None = None) -> str:
+    """Text as a terminal shows it and does nothing else: what is no visible character as an escape.
+
+    Args:
+        most: characters; a longer text is cut.
+
+    >>> print(printable("a\x1b[2J"), printable("naïve"), printable("a" * 20, 8))
+    a\\x1b[2J naïve aaaaa...
+    """
+    if most is not None and len(text) > most:
+        text = f"{text[: most - 3]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -3,13 +3,16 @@
 Field names are those of the JSON that programs read (`plan --json`, plan.json): keys are added, never renamed.
 """
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kd_launch import __version__
 from kd_launch.cluster import Cluster
 from kd_launch.errors import SpecError, first_problem
 from kd_launch.spec import Spec
@@ -142,6 +145,38 @@ class Inflection(BaseModel):
     above: str
 
 
+class Knee(BaseModel):
+    """Where the front of step time and GPU-hours bends: beyond it, 1 % of time costs more than 1 % of GPU-hours."""
+
+    model_config = VALUE
+
+    layout: Layout
+    settings: list[str]
+    """What `--set` takes, one by one, to choose it; empty where it is chosen already."""
+
+
+class Explanation(BaseModel):
+    """One candidate, explained."""
+
+    model_config = VALUE
+
+    number: int
+    """Its place among the candidates, from 1."""
+    layout: Layout
+    terms: dict[str, float]
+    """Seconds of a step by what they are spent on, "role: what"; roles apart spend theirs at the same time."""
+    binding: str
+    """The term that sets the pace."""
+    waits: dict[str, float]
+    """Seconds of a step that each role waits for the other."""
+    against: str
+    """Why the next best lost against the choice; of another candidate, why it lost."""
+    placement: str
+    """Why both roles on the same GPUs win, or lose."""
+    distances: list[str]
+    """How far the next change of regime is."""
+
+
 class Search(BaseModel):
     """How the choice was found."""
 
@@ -168,6 +203,10 @@ class Plan(BaseModel):
     """TRL's engine against ours; not in the baseline's numbers."""
     pareto: list[Layout]
     """Layouts that no other beats in both step time and GPU-hours; fastest first."""
+    knee: Knee
+    """Of `pareto`."""
+    explanation: Explanation | None = None
+    """Where one was asked for."""
     inflections: list[Inflection]
     why: str
     warnings: list[str]
@@ -210,7 +249,16 @@ def read_run_plan(path: Path) -> RunPlan:
         raise SpecError(f"{path}: {error.strerror or error}; is its folder a kd-launch run?") from error
     except ValidationError as error:
         problem = first_problem(error.errors(), "the file")
-        raise SpecError(f"{path}: {problem}; was it written by another version of kd-launch?") from error
+        raise SpecError(f"{path}: {problem}; {_written_by(path)}") from error
+
+
+def _written_by(path: Path) -> str:
+    """Which version a plan that this one cannot read is of, and the way out."""
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        version = str(json.loads(path.read_bytes())["version"])
+        if version != __version__:
+            return f"kd-launch {version[:20]} wrote it and this is {__version__}: use that one, or submit again"
+    return "it is damaged: submit again"
 
 
 def unsupported_by_runtime(layout: Layout) -> str | None:
@@ -218,9 +266,10 @@ def unsupported_by_runtime(layout: Layout) -> str | None:
 
     The one place that knows; `search` chooses by it and the world refuses by it.
     """
-    split = {"fsdp": layout.teacher.fsdp, "tp": layout.teacher.tp, "pp": layout.teacher.pp}
-    used = [f"{axis} {degree}" for axis, degree in split.items() if degree > 1]
-    return f"a teacher with {' x '.join(used)}" if used else None
+    teacher, student = layout.teacher, layout.student
+    if layout.colocated and teacher.gpus != student.gpus:
+        return "colocated roles with different numbers of GPUs"
+    return None
 
 
 def describe_role(role: RoleLayout) -> str:

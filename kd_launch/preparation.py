@@ -25,12 +25,18 @@ from kd_launch.tokens import expected_stores, is_complete
 
 PROBE_S = 60.0
 INTERRUPTED = 130
+# Whether transformers knows a model type stands in its table, which is read as text: its import takes seconds.
 _PROBE = """
-import importlib.util as u, json
+import importlib.util as u, json, pathlib, sys
 names = ["kd_launch", "torch", "transformers", "datasets", "numpy", "safetensors"]
 missing = [name for name in names if u.find_spec(name) is None]
 version = None if "kd_launch" in missing else __import__("kd_launch").__version__
-print(json.dumps({"missing": missing, "version": version}))
+tables = []
+if "transformers" not in missing:
+    tables = list(pathlib.Path(u.find_spec("transformers").origin).parent.glob("models/auto/*.py"))
+text = "".join(table.read_text(errors="replace") for table in tables)
+unknown = [name for name in sys.argv[1:] if text and f'"{name}"' not in text]
+print(json.dumps({"missing": missing, "version": version, "unknown": unknown}))
 """
 
 
@@ -154,13 +160,19 @@ class Prepared(BaseModel):
         return TokenStores(train=self.train, eval=self.eval)
 
 
-def interpreter_problem(cluster: Cluster, pool: Pool, run: Runner, environ: Mapping[str, str]) -> str | None:
-    """What is wrong with the interpreter of a pool's ranks, with the way out; None when it can run the runtime."""
+def interpreter_problem(
+    cluster: Cluster, pool: Pool, run: Runner, environ: Mapping[str, str], model_types: Sequence[str] = ()
+) -> str | None:
+    """What is wrong with the interpreter of a pool's ranks, with the way out; None when it can run the runtime.
+
+    Args:
+        model_types: of the models that its transformers must know.
+    """
     place = _Place.of(cluster, pool, environ)
-    done = place.run([place.python, "-c", _PROBE], run, timeout=PROBE_S)
+    done = place.run([place.python, "-c", _PROBE, *model_types], run, timeout=PROBE_S)
     try:
         answer = json.loads(done.stdout.splitlines()[-1] if done.ok else "")
-        missing, version = answer["missing"], answer["version"]
+        missing, version, unknown = answer["missing"], answer["version"], answer.get("unknown", [])
     except (ValueError, LookupError, TypeError):
         return f"{place.python}: {done.why()}; set python in the cluster file to one that has kd-launch[runtime]"
     if missing:
@@ -169,6 +181,11 @@ def interpreter_problem(cluster: Cluster, pool: Pool, run: Runner, environ: Mapp
         )
     if version != __version__:
         return f"{place.python}: has kd-launch {version} but this is {__version__}; give both the same version"
+    if unknown:
+        return (
+            f"{place.python}: its transformers has no model type {', '.join(map(repr, unknown))}, which config.json "
+            "says; take a newer transformers, or trust_remote_code: true where the model brings its own code"
+        )
     return None
 
 

@@ -171,7 +171,7 @@ class Data(BaseModel):
     """The field of a JSON line or column with the text."""
     messages_field: Line = "messages"
     """The field of a JSON line or column with the conversation."""
-    sequence_length: Annotated[int, Field(ge=2)] = 4096
+    sequence_length: Annotated[int, Field(ge=2, le=2**24)] = 4096
     """Tokens of a sequence."""
     packing: bool = True
     """Whether documents share a sequence; they do not attend to each other."""
@@ -184,7 +184,7 @@ class Training(BaseModel):
 
     model_config = CLOSED
 
-    steps: Positive
+    steps: Annotated[int, Field(ge=1, le=10**9)]
     """Optimizer steps."""
     global_batch_size: Positive = 256
     """Sequences per optimizer step."""
@@ -194,7 +194,7 @@ class Training(BaseModel):
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """After the warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 20
     """Steps of linear warm-up."""
     weight_decay: NonNegative = 0.0
     """AdamW's."""

@@ -53,8 +53,14 @@ class Caller:
 
 
 def planned_run_dir(inputs: Inputs, given: Path | None, cwd: Path, now: datetime) -> RunDir:
-    """The folder that a run submitted now would get, if nobody else takes it first. Absolute; not made."""
+    """The folder that a run submitted now would get, if nobody else takes it first. Absolute; not made.
+
+    Raises:
+        SpecError: `given` ends in no name.
+    """
     if given is not None:
+        if given.name in ("", ".."):
+            raise SpecError(f"--run-dir {given}: is no name of a new folder; write its own name, such as runs/mine")
         return RunDir(cwd / given)
     return RunDir(Path(inputs.cluster.run_root) / run_name(inputs.name, now))
 

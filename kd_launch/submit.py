@@ -30,6 +30,7 @@ from kd_launch.errors import CheckError
 from kd_launch.local.processes import ProcessIdentity, identify
 from kd_launch.local.supervisor import Death, End, Patience, RankCommandLine, Supervisor, signal_name
 from kd_launch.local.surroundings import RUN_VARIABLE, with_setup, without_launchers
+from kd_launch.ownership import refuse_others
 from kd_launch.run_dir import RunDir, write_first_json, write_json
 
 if TYPE_CHECKING:
@@ -159,7 +160,9 @@ def start_waiting(
     """
     role_of = {rank: str(part.role) for part in script.parts for rank in part.ranks}
     roles = [role_of[rank] for rank in range(script.world_size)]
-    executor = LocalRunExecutor(Order(str(run.path), attempt, roles, patience), environ)
+    order = Order(str(run.path), attempt, roles, patience)
+    order.folder.mkdir(mode=0o700)  # a pickle is code: whatever the umask, it is ours alone to write
+    executor = LocalRunExecutor(order, environ)
     process: Process = executor.submit(rank_command(script, attempt))._process
     identity = identify(process.pid)
     if identity is None:
@@ -254,7 +257,12 @@ def _control(order: str) -> None:
 
 def _become_rank(folder: str) -> None:
     os.environ["SUBMITIT_FOLDER"] = folder
-    DelayedSubmission.load(LocalJobEnvironment().paths.submitted_pickle).result()
+    pickle = Path(LocalJobEnvironment().paths.submitted_pickle)
+    try:
+        refuse_others(pickle)
+    except (CheckError, OSError) as error:
+        sys.exit(f"error: {error}")
+    DelayedSubmission.load(pickle).result()
 
 
 def main(mode: str, argument: str) -> None:

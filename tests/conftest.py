@@ -1,12 +1,13 @@
 """A project that a user could have written, with models too small to load and ranks that only pretend."""
 
 import json
+import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -97,10 +98,26 @@ class Project:
         return found
 
 
+def shapes_of(layers: int, hidden: int = 32) -> dict[str, tuple[int, ...]]:
+    """Some of a tiny Llama's matrices, by which its config.json is recognised."""
+    names = {f"model.layers.{i}.mlp.down_proj.weight": (hidden, 64) for i in range(layers)}
+    return {"model.embed_tokens.weight": (128, hidden), **names}
+
+
+def write_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "BF16", size: int = 2) -> None:
+    """A safetensors file of zeros."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end := end + math.prod(shape) * size]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+
+
 def write_model(folder: Path, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({**TINY, **changes}))
-    (folder / "model.safetensors").write_bytes(b"")
+    config = {**TINY, **changes}
+    write_weights(folder / "model.safetensors", shapes_of(config["num_hidden_layers"], config["hidden_size"]))
     (folder / "tokenizer.json").write_text("{}")
     return folder
 

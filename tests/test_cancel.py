@@ -76,6 +76,29 @@ def test_a_controller_that_is_stopped(project: Project, monkeypatch: pytest.Monk
     assert_nothing_left(project)
 
 
+def test_a_run_whose_plan_is_damaged_can_be_ended(project: Project) -> None:
+    run = project.submit_impatiently(every=[["beat", 1], *FOREVER])
+    written(run, "heartbeats/rank-00001.json")
+    (run / "plan.json").write_text("{")
+    done = project.call("cancel", run.name)
+    assert (done.returncode, done.stdout) == (0, f"{run.name} is ended\n"), done.stderr
+    assert done.stderr.startswith("warning: its state cannot be told: ")
+    assert_nothing_left(project)
+
+
+def test_a_record_is_written_though_nobody_knows_how_many_ranks_there_were(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kd_launch.runs.cancel.CONTROLLER_S", 0.2)
+    run = project.submit_impatiently(every=[["beat", 1], *FOREVER])
+    written(run, "heartbeats/rank-00001.json")
+    (run / "plan.json").write_text("{")
+    os.kill(json.loads((run / "state.json").read_text())["controller"]["pid"], signal.SIGSTOP)
+    assert not cancel(RunDir(run), commands.run).had_ended
+    assert end_of(run)["exit_codes"] == []
+    assert_nothing_left(project)
+
+
 def test_a_run_whose_controller_was_killed_keeps_its_state(project: Project) -> None:
     run = project.submit_impatiently(every=["child", "ignore_term", ["beat", 1], *FOREVER])
     written(run, "heartbeats/rank-00001.json")

@@ -16,7 +16,7 @@ from kd_launch import catalog
 from kd_launch.architecture import from_config
 from kd_launch.errors import UnknownNameError
 
-# How publications and nvidia-smi spell the devices that the planner is tested on.
+# How publications and nvidia-smi spell the devices that the cost model is tested on.
 SPELLINGS = {
     "A100-SXM": "A100-SXM-80",
     "A100-SXM-40": "A100-SXM-40",
@@ -100,7 +100,7 @@ def test_figures_of_the_tables() -> None:
     assert a100.peak_flops_per_s("bfloat16") == 312e12
     assert h100.peak_flops_per_s("bf16") == h100.peak_flops_per_s("float16") == 989e12
     assert h100.peak_flops_per_s("float32") == 67e12
-    assert (h100.link, h100.link_gb_per_s, h100.gemm_efficiency) == ("nvlink", 450, 0.63)
+    assert (h100.link, h100.link_gb_per_s, h100.gemm_efficiency) == ("nvlink", 450, 0.75)
     assert a100.collectives == (catalog.BusBandwidth(8, 222, 205, 213, 23),)
     assert gcd.peak_flops_per_s("bf16") == 191.5e12  # half of the package
     assert not catalog.find_gpu("V100-SXM-32").supports("bfloat16")
@@ -137,7 +137,10 @@ def test_every_engine_is_complete(name: str) -> None:
     assert 0 <= engine.overlap <= 1
     assert set(engine.assumed) <= {field.name for field in dataclasses.fields(engine)}
     numbers = [value for value in dataclasses.astuple(engine) if isinstance(value, int | float)]
-    assert all(number > 0 for number in numbers)
+    none_or_more = {engine.tensor_parallel_overlap, engine.straggler}
+    assert all(number > 0 or number in none_or_more for number in numbers)
+    assert 0 <= engine.tensor_parallel_overlap <= 1
+    assert 0 <= engine.straggler < 0.1
 
 
 def test_engine_factors_of_the_publications() -> None:

@@ -3,21 +3,32 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from conftest import Project
+from conftest import TINY, Project, shapes_of, write_weights
 
-from kd_launch.checks.finding import Finding, Place
+from kd_launch.checks.finding import Finding, Level, Place
+from kd_launch.checks.models import check_models
 from kd_launch.checks.preflight import check
 from kd_launch.commands import run
 from kd_launch.errors import DoesNotFitError
 from kd_launch.local.machine import Machine
 from kd_launch.plan import Layout
-from kd_launch.preparation import Source, load_inputs, plan_inputs
+from kd_launch.preparation import Inputs, Source, load_inputs, plan_inputs
 
 MACHINE = Machine(cores=2, memory_gib=8.0, gpus=())
+
+
+def inputs_of(project: Project, *settings: str, **environ: str) -> Inputs:
+    return load_inputs(Source(project.config, settings, None, {**project.environ, **environ}, project.folder))
+
+
+def place_of(project: Project, machine: Machine = MACHINE, **environ: str) -> Place:
+    return Place(machine, {**project.environ, **environ}, project.folder, run)
 
 
 def look(
@@ -27,9 +38,8 @@ def look(
     change: Callable[[Layout], Layout] = lambda layout: layout,
     **environ: str,
 ) -> dict[str, Finding]:
-    source = Source(project.config, settings, None, {**project.environ, **environ}, project.folder)
-    inputs = load_inputs(source)
-    place = Place(machine, source.environ, project.folder, run)
+    inputs = inputs_of(project, *settings, **environ)
+    place = place_of(project, machine, **environ)
     found = list(check(inputs, lambda: change(plan_inputs(inputs).chosen), place))
     return {finding.what: finding for finding in found}
 
@@ -57,7 +67,7 @@ def test_it_leaves_nothing_behind(project: Project) -> None:
 
 @pytest.mark.parametrize(
     ("missing", "words"),
-    [("model.safetensors", "has no *.safetensors"), ("tokenizer.json", "has no tokenizer files")],
+    [("model.safetensors", "has no model.safetensors"), ("tokenizer.json", "has no tokenizer files")],
 )
 def test_a_model_folder_that_lacks_something(project: Project, missing: str, words: str) -> None:
     (project.folder / "teacher" / missing).unlink()
@@ -65,7 +75,7 @@ def test_a_model_folder_that_lacks_something(project: Project, missing: str, wor
 
 
 def test_a_shard_of_the_weights_that_is_missing(project: Project) -> None:
-    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    index = {"weight_map": {"model.embed_tokens.weight": "one.safetensors", "b": "two.safetensors"}}
     folder = project.folder / "student"
     (folder / "model.safetensors").rename(folder / "one.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -74,6 +84,75 @@ def test_a_shard_of_the_weights_that_is_missing(project: Project) -> None:
     }
     (folder / "model.safetensors.index.json").write_text("{}")
     assert "model.safetensors.index.json: cannot be read" in failed(look(project))["student.model"]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut off": lambda sound: sound[:-100],
+    "longer": lambda sound: sound + b"x",
+    "empty": lambda _: b"",
+    "text": lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "header": lambda sound: sound.replace(b'"BF16"', b'"BF16,'),
+    "shape": lambda sound: sound.replace(b"[128, 32]", b"[128, 33]"),
+}
+OTHERS: dict[str, dict[str, tuple[int, ...]]] = {
+    "width": shapes_of(2, 48),
+    "layer": shapes_of(1),
+    "mlp": {**shapes_of(2), "model.layers.0.mlp.down_proj.weight": (32, 65)},
+}
+INDICES = {"outside": {"a": "../x.safetensors"}, "promise": {"a": "model.safetensors"}}
+
+
+def damaged(path: Path, how: str) -> None:
+    """Spoils the teacher's weights, which are two layers of width 32."""
+    if how in DAMAGES:
+        path.write_bytes(DAMAGES[how](path.read_bytes()))
+    elif how in OTHERS:
+        write_weights(path, OTHERS[how])
+    elif how in INDICES:
+        path.with_name("model.safetensors.index.json").write_text(json.dumps({"weight_map": INDICES[how]}))
+    else:
+        write_weights(path, shapes_of(2), "I8", 1)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("cut off", "model.safetensors: has .* bytes but its header describes .*: it is cut off or damaged; copy"),
+        ("longer", "model.safetensors: has .* bytes but its header describes"),
+        ("empty", "is no safetensors file, or cut off: it has 0 bytes"),
+        ("text", "is no safetensors file, or cut off"),
+        ("header", "its safetensors header is damaged"),
+        ("shape", "its safetensors header is damaged"),
+        ("width", r"embed_tokens.weight is \[128, 48\] but config.json says \[128, 32\], \[vocab_size, hidden_size\]"),
+        ("layer", "config.json says num_hidden_layers 2 but the weights have no layer 1"),
+        ("mlp", r"down_proj.weight is \[32, 65\] but config.json says \[32, 64\], \[hidden_size, intermediate"),
+        ("integers", "model.embed_tokens.weight is I8, but weights are float32, float16 or bfloat16"),
+        ("outside", "names '../x.safetensors', but only safetensors files of the model's own folder are read"),
+        ("promise", "model.safetensors: has no tensor 'a', which model.safetensors.index.json says"),
+    ],
+)
+def test_weights_that_no_rank_could_load(project: Project, how: str, words: str) -> None:
+    damaged(project.folder / "teacher" / "model.safetensors", how)
+    (finding, _) = check_models(inputs_of(project), place_of(project))
+    assert not finding.ok
+    assert re.search(words, finding.says)
+    assert finding.says.isprintable()
+
+
+def test_quantized_weights_are_warned_of(project: Project) -> None:
+    folder = project.folder / "teacher"
+    damaged(folder / "model.safetensors", "integers")
+    (folder / "config.json").write_text(json.dumps({**TINY, "quantization_config": {"quant_method": "x"}}))
+    (finding, _) = check_models(inputs_of(project), place_of(project))
+    assert (finding.level, finding.what) == (Level.WARNING, "teacher.model")
+
+
+def test_a_model_type_that_the_ranks_transformers_does_not_know(project: Project) -> None:
+    (project.folder / "teacher" / "config.json").write_text(json.dumps({**TINY, "model_type": "llamma"}))
+    words = "its transformers has no model type 'llamma', which config.json says; take a newer transformers"
+    settings = (f"cluster.python={sys.executable}", "cluster.setup=''")
+    assert words in failed(look(project, *settings))["python"]
+    assert "python" not in failed(look(project, *settings, "teacher.trust_remote_code=true"))
 
 
 def test_a_student_without_weights_of_its_own(project: Project) -> None:

@@ -83,9 +83,9 @@ def test_tokens_are_prepared_before(on_slurm: Project) -> None:
     assert found["tokens"].says.endswith("is not prepared; give `kd-launch prepare`")
 
 
-def test_a_layout_that_this_version_does_not_run(on_slurm: Project) -> None:
+def test_the_layout_line_names_a_split_teacher(on_slurm: Project) -> None:
     found = look(on_slurm, "teacher.parallelism={replicas: 4, tp: 2}")
-    assert "this version does not run a teacher with tp 2 yet" in told(found, Level.FAIL)["layout"]
+    assert "4 replicas x tp 2" in told(found, Level.OK)["layout"]
 
 
 # Slurm itself

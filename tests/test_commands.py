@@ -27,6 +27,12 @@ def test_a_failure_says_the_last_line() -> None:
     assert run(python("raise SystemExit(7)"), timeout=30).why() == "ended with exit code 7"
 
 
+def test_a_program_that_shows_its_way_is_deaf_to_interrupts_until_it_listens() -> None:
+    code = python("import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)")
+    assert run(code, timeout=30, pass_stderr=True).stdout == "True\n"
+    assert run(code, timeout=30).stdout == "False\n"
+
+
 def test_no_program(tmp_path: Path) -> None:
     done = run([str(tmp_path / "nothing")], timeout=30)
     assert done.returncode is None

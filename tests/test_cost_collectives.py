@@ -1,7 +1,7 @@
 """Collectives: traffic factors, links, and that nothing gets faster by a slower link."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_cases import pool, slurm
 
@@ -65,6 +65,7 @@ def test_mesh_gives_a_pair_its_own_link_only():
     assert bus[4] == pytest.approx(0.75 * 150e9)
 
 
+@settings(deadline=None)
 @given(
     size=st.floats(1e3, 1e11),
     nodes=st.integers(1, 64),

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from plan_cases import LLAMA_8B, LLAMA_70B, QWEN_1_7B, QWEN_14B, setting_of, site
 
+from kd_launch.cost.activations import saved_of
 from kd_launch.cost.constants import GIB
 from kd_launch.cost.memory import (
-    activation_bytes_per_token,
     loss_buffer_bytes,
     student_buffer_bytes,
     student_memory,
@@ -65,11 +65,11 @@ def test_gathered_compute_weights_are_2_bytes_a_parameter_unless_freed():
 
 def test_llama_layer_saves_32_bytes_per_token_and_hidden_unit():
     # 2 norms, inputs and outputs of attention with a quarter of the heads for keys and values, 3 x 3.5 h of the MLP
-    assert activation_bytes_per_token(LLAMA_8B, 2) == 2 * (2 * 4096 + (3 * 4096 + 2 * 1024) + 3 * 14336) == 32 * 4096
+    assert saved_of(LLAMA_8B, 2).per_rank(1) == 2 * (2 * 4096 + (3 * 4096 + 2 * 1024) + 3 * 14336) == 32 * 4096
 
 
 def test_activations_grow_with_layers_and_recompute_keeps_one():
-    tokens, layer = 4096, 1.42 * 32 * 4096 * 4096
+    tokens, layer = 4096, 1.32 * 32 * 4096 * 4096
     outputs = 2 * 2 * tokens * 4096
     assert of_student().transient["activations"] == pytest.approx(32 * layer + outputs)
     recomputing = WHOLE._replace(recompute=True)

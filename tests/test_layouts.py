@@ -3,9 +3,9 @@
 import pytest
 from plan_cases import LLAMA_70B, local, model, pool, slurm, spec_of
 
+from kd_launch.planner.allocations import allocations
 from kd_launch.planner.layouts import (
     Share,
-    allocations,
     divisors,
     filled_shares,
     micro_batches,

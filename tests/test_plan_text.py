@@ -3,7 +3,8 @@
 import pytest
 from plan_cases import local, plan_llama, plan_qwen, plan_tiny, pool, slurm
 
-from kd_launch.cli.plan_text import MOST_LINES, WIDTH, format_plan, shown_layouts
+from kd_launch.cli.plan_text import MOST_LINES, format_plan, shown_layouts
+from kd_launch.cli.wrapping import WIDTH
 
 H100_2 = slurm(pool(nodes=2))
 MIXED = slurm(pool("a100", nodes=8, gpu="A100-SXM-80", inter_node_gb_per_s=None), pool("h100", nodes=4))
@@ -29,21 +30,17 @@ def test_short_form_fits_a_terminal(plan):
     assert lines == [line.rstrip() for line in lines]
 
 
-def test_explanation_fits_the_width(plan):
-    assert max(map(len, format_plan(plan, explain=True).splitlines())) <= WIDTH
-
-
 def test_one_row_is_chosen_and_one_is_trl(plan):
     lines = format_plan(plan).splitlines()
     marked = [line for line in lines if line.startswith("> ")]
     assert len(marked) == 1
     assert plan.chosen.placement in marked[0]
-    assert len([line for line in lines if line.startswith("  TRL ")]) == 1
+    assert len([line for line in lines if line.lstrip().startswith("TRL ")]) == 1
 
 
 def test_reason_is_in_three_lines_at_most(plan):
     lines = format_plan(plan).splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("  TRL ")) + 1
+    first = next(i for i, line in enumerate(lines) if line.lstrip().startswith("TRL ")) + 1
     text = " ".join(lines[first:])
     assert text.startswith(plan.why) or lines[first + 2].endswith(" ...")
 
@@ -73,8 +70,8 @@ def test_rows_are_best_first(plan):
 def test_top_limits_the_rows():
     assert len(shown_layouts(plan_llama(H100_2), 2)) == 2
     lines = format_plan(plan_llama(H100_2), top=1).splitlines()
-    assert lines[2].startswith("> ")
-    assert lines[3].startswith("  TRL ")
+    assert lines[2].startswith("> 1 ")
+    assert lines[3].lstrip().startswith("TRL ")
 
 
 def test_row_shows_the_layout():
@@ -82,9 +79,10 @@ def test_row_shows_the_layout():
     header, headings, row = format_plan(plan).splitlines()[:3]
     assert header.startswith("case: 256 x 4096 tokens a step; best of ")
     assert header.endswith(" layouts: 2 nodes, 16 ranks")
-    assert headings.split() == ["placement", "teacher", "student", "batch", "payload", "step", "tok/s", "GiB", "GPU-h"]
-    assert row.startswith("> colocated 2x8 ")
-    assert "2x8 fsdp 16 recompute" in row
+    columns = "# placement teacher student batch payload step tok/s GiB GPU-h"
+    assert headings.split() == columns.split()
+    assert row.startswith("> 1 colocated 2x8 ")
+    assert "2x8 fsdp 16 recompute" in row or "2x8 f16 rc" in row
     assert "16 x 1" in row
     assert f"{plan.chosen.step_seconds.p50:.1f} s" in row
 
@@ -118,21 +116,5 @@ def test_warnings_beyond_the_room_are_counted():
     many = plan.model_copy(update={"warnings": [f"number {i} " + "is long " * 20 for i in range(5)]})
     lines = format_plan(many).splitlines()
     assert len(lines) <= MOST_LINES
-    assert lines[-1].endswith(" warnings: --explain)")
-    assert format_plan(many, explain=True).count("warning: number") == 5
-
-
-def test_explanation_tells_memory_times_and_what_was_left_out():
-    plan = plan_llama(H100_2)
-    text = format_plan(plan, explain=True)
-    assert "p10 " in text
-    assert "teacher weights " in text
-    assert "training state " in text
-    assert "TRL's layout, teacher h100 2x8 fsdp 16" in text
-    assert "its own engine takes 2.2 times as long" in text
-    assert "tokens in a teacher micro-batch" in text
-    assert "no layout is both faster and cheaper" in text
-    for reason, count in plan.search.rejected.items():
-        assert f"{count}  {reason}" in text
-    for warning in plan.warnings:
-        assert warning.split(";")[0] in text.replace("\n ", "")
+    assert lines[-2].endswith(" warnings: --explain)")
+    assert lines[-1].startswith("knee of ")

@@ -8,6 +8,7 @@ from run_folders import alive, make_run
 from slurm_runs import make_slurm_run
 
 from kd_launch.errors import SpecError, UnknownNameError
+from kd_launch.plan import read_run_plan
 from kd_launch.runs.lookup import find_run, list_runs, run_root
 
 
@@ -104,3 +105,14 @@ def test_a_broken_state_does_not_hide_other_runs(root: Path, tmp_path: Path) -> 
     (root / "code-20260101-000000" / "state.json").write_text("{")
     assert len(list_runs(root)) == 3
     assert find_run("chat-20260101", root, tmp_path).name == "chat-20260101-000000"
+
+
+def test_a_plan_of_another_version_says_which(root: Path) -> None:
+    path = root / "chat-20260101-000000" / "plan.json"
+    plan = json.loads(path.read_text())
+    path.write_text(json.dumps({**plan, "version": "9.9", "launch_plan": {}}))
+    with pytest.raises(SpecError, match=r"launch_plan: .*; kd-launch 9\.9 wrote it and this is .*: use that one, or"):
+        read_run_plan(path)
+    path.write_text("{")
+    with pytest.raises(SpecError, match=r"plan\.json: .*; it is damaged: submit again"):
+        read_run_plan(path)

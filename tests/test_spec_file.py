@@ -62,3 +62,36 @@ def test_a_rule_of_a_unions_branch_is_said_alone(project: Project) -> None:
     with pytest.raises(SpecError) as caught:
         load(project.config, kept, environ={}, cwd=Path("/"))
     assert str(caught.value).endswith(": teacher_layers must increase; they are [2, 0]")
+
+
+def test_a_cluster_file_is_named_by_who_named_it(project: Project) -> None:
+    for option, words in ((Path("nope.yaml"), "--cluster: "), (None, f"{project.config}:1: cluster: ")):
+        settings = [] if option else ["cluster=nope.yaml"]
+        with pytest.raises(SpecError) as caught:
+            load(project.config, settings, option, environ={}, cwd=project.folder)
+        start = words if option else "--set cluster=nope.yaml: cluster: "
+        assert str(caught.value).startswith(start)
+        assert "nope.yaml: no such file" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("name=..", "name: is '..' but must be letters, digits, '.', '_' and '-', not '.' or '-' first"),
+        ("name=.", "name: is '.' but"),
+        ("name=-x", "name: is '-x' but"),
+        ("training.steps=1000000000000000", "is 1000000000000000 but must be <= 1000000000"),
+        (f"training.steps={10**400}", "training.steps: is 1000"),
+        ("cluster.pools.0.nodes=1000000", "pools.0.nodes: is 1000000 but must be <= 16384"),
+        ("cluster.pools.0.name=a\x1b[2J", "the value is no YAML"),
+        ('cluster.pools.0.name="a\\e[2J\\n"', r"is 'a\x1b[2J\n' but must be"),
+        (f"teacher.{'x' * 5000}=1", f"teacher.{'x' * 77}...: is no key here"),
+        ("data.train.x=1", "data.train"),
+        ("student=[1]", "student: is [1] but must be a mapping"),
+    ],
+)
+def test_a_value_that_no_run_can_have(project: Project, setting: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(project.config, [setting], environ={}, cwd=project.folder)
+    assert words in str(caught.value)
+    assert all(line.isprintable() for line in str(caught.value).split("\n"))

@@ -57,10 +57,18 @@ class Gpu:
     """The same to one other device, where that is less."""
     gemm_efficiency: float
     """Fraction of peak that large matrix products reach."""
+    fp8_gemm_efficiency: float
+    """The same in 8 bits, of that peak."""
     attention_efficiency: float
     """The same for the forward of attention."""
     hbm_efficiency: float
     """Fraction of `hbm_tb_per_s` that elementwise work reaches."""
+    launch_factor: float
+    """Time of the CPU of such a node to launch a kernel, against a node with H100."""
+    nic_gb_per_s: float | None
+    """Network of a node as it is usually built, one way, per device; None: not known."""
+    link_domain: int | None
+    """Devices that the fast link joins, where they are more than a node's (NVL72)."""
     collectives: tuple[BusBandwidth, ...]
     """Measured in one node, by rising number of devices; may be empty."""
     per_core: bool
@@ -91,8 +99,16 @@ class Engine:
     data_parallel_factor: float
     gather_factor: float
     """Of all-gathers of sharded weights."""
+    attention_speed: float
+    """Of its flash attention, against the GPU's `attention_efficiency`."""
     overlap: float
     """Share of sharded weights' communication that hides behind compute, 0 to 1."""
+    contention: float
+    """Of communication that hides behind compute, the share of its time that compute loses."""
+    tensor_parallel_overlap: float
+    """The same of tensor parallel traffic."""
+    straggler: float
+    """Spread of equal ranks' speed; a step waits for the slowest."""
     step_overhead_s: float
     step_overhead_fraction: float
     layer_floor_forward_s: float
@@ -102,6 +118,12 @@ class Engine:
     """Factor of the two floors under torch.compile."""
     optimizer_bytes_per_parameter: float
     """Memory traffic of one AdamW update per local parameter."""
+    activations: float
+    """What layers keep for the backward, against the tensors that the formula counts."""
+    compiled_activations: float
+    """The same under torch.compile."""
+    gradient_bytes: int
+    """Per parameter, as gradients are kept and reduced."""
     assumed: tuple[str, ...]
     """Fields without a published measurement."""
     source: str
@@ -182,11 +204,21 @@ def _gpu_names() -> Mapping[str, str]:
     return {_letters(spelling): gpu_id for spelling, gpu_id in _spelled().items()}
 
 
+_ABSENT: Mapping[str, Any] = {
+    "pair_gb_per_s": None,
+    "per_core": False,
+    "launch_factor": 1.0,
+    "nic_gb_per_s": None,
+    "link_domain": None,
+}
+
+
 @functools.cache
 def _gpu(gpu_id: str) -> Gpu:
-    fields: dict[str, Any] = {"pair_gb_per_s": None, "per_core": False, **_load("gpus.yaml")[gpu_id]}
+    fields: dict[str, Any] = {**_ABSENT, **_load("gpus.yaml")[gpu_id]}
     fields |= {f"{dtype}_tflop_per_s": speed for dtype, speed in fields.pop("tflop_per_s").items()}
-    fields |= {f"{work}_efficiency": share for work, share in fields.pop("efficiency").items()}
+    efficiency = {"fp8_gemm": fields["efficiency"]["gemm"], **fields.pop("efficiency")}
+    fields |= {f"{work}_efficiency": share for work, share in efficiency.items()}
     fields |= {name: tuple(fields.get(name, ())) for name in ("aliases", "unsupported", "assumed")}
     fields["collectives"] = tuple(_bus_bandwidth(row) for row in fields.get("collectives", ()))
     return Gpu(id=gpu_id, **fields)

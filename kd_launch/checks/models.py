@@ -1,13 +1,15 @@
-"""The files of both models: config, weights, tokenizer."""
+"""The files of both models: config, weights as far as their headers tell, tokenizer."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from kd_launch.checks.finding import Finding, Place, failure, fine
-from kd_launch.errors import KdLaunchError, SpecError
+from kd_launch.architecture import from_config
+from kd_launch.checks.finding import Finding, Place, failure, fine, warning
+from kd_launch.errors import KdLaunchError
+from kd_launch.model_source import read_config
 from kd_launch.preparation import Inputs
 from kd_launch.sources import ModelFiles, model_sources
+from kd_launch.weight_files import foreign_dtype, mismatch, missing_weights, read_weights
 
 
 def check_models(inputs: Inputs, place: Place) -> Iterator[Finding]:
@@ -21,10 +23,10 @@ def _model(inputs: Inputs, model: ModelFiles, needs_weights: bool, place: Place)
     try:
         folder = model.folder()
         missing = _missing(model, folder, needs_weights, inputs.spec.data.format != "tokens") if folder else "all of it"
+        if folder is not None and missing is None:
+            return _whole(model.where, folder, needs_weights)
     except KdLaunchError as error:
         return failure(model.where, str(error))
-    if missing is None:
-        return fine(model.where, str(folder))
     if model.is_folder:
         return failure(model.where, f"{folder}: has no {missing}; a model folder holds what save_pretrained writes")
     return to_fetch(inputs, model.where, f"{model.model}: {missing} is not in the Hugging Face cache", place)
@@ -32,22 +34,29 @@ def _model(inputs: Inputs, model: ModelFiles, needs_weights: bool, place: Place)
 
 def _missing(model: ModelFiles, folder: Path, needs_weights: bool, needs_tokenizer: bool) -> str | None:
     """What a model's folder lacks."""
-    if needs_weights and (weights := _missing_weights(folder)):
+    if needs_weights and (weights := missing_weights(folder)):
         return weights
     if needs_tokenizer and not model.tokenizer_files():
         return "tokenizer files"
     return None
 
 
-def _missing_weights(folder: Path) -> str | None:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return None if any(folder.glob("*.safetensors")) else "*.safetensors"
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (OSError, ValueError, LookupError, AttributeError) as error:
-        raise SpecError(f"{index}: cannot be read: {error}") from error
-    return next((name for name in sorted(names) if not (folder / name).is_file()), None)
+def _whole(where: str, folder: Path, needs_weights: bool) -> Finding:
+    """Whether the weights of a folder that has all files are sound, and those of its config.json."""
+    config = read_config(folder / "config.json")
+    architecture = from_config(config, str(folder / "config.json"))
+    if not needs_weights:
+        return fine(where, str(folder))
+    tensors = read_weights(folder)
+    if dtype := foreign_dtype(tensors):
+        if config.get("quantization_config") is None:
+            return failure(
+                where, f"{folder}: {dtype}, but weights are float32, float16 or bfloat16; take the model as published"
+            )
+        return warning(where, f"{folder}: is quantized ({dtype}), which this version has not been tried with")
+    if problem := mismatch(tensors, architecture):
+        return failure(where, f"{folder}: {problem}; take config.json and weights of one model")
+    return fine(where, str(folder))
 
 
 def to_fetch(inputs: Inputs, what: str, words: str, place: Place) -> Finding:

@@ -57,12 +57,18 @@ def check_interpreters(inputs: Inputs, pools: Sequence[Pool], place: Place) -> I
     """One finding for each interpreter, and what else a pool puts around it."""
     seen: set[str] = set()
     for pool in pools:
-        problem = interpreter_problem(inputs.cluster, pool, place.run, place.environ)
+        problem = interpreter_problem(inputs.cluster, pool, place.run, place.environ, _model_types(inputs))
         python = python_of(inputs, pool)
         says = problem or (f"{python} of pool {pool.name}" if len(pools) == 1 else python)
         if says not in seen:
             seen.add(says)
             yield fine("python", says) if problem is None else failure("python", says)
+
+
+def _model_types(inputs: Inputs) -> list[str]:
+    """Those that transformers itself must know."""
+    roles = ((inputs.spec.teacher, inputs.teacher), (inputs.spec.student, inputs.student))
+    return sorted({shape.model_type for role, shape in roles if shape.model_type and not role.trust_remote_code})
 
 
 def python_of(inputs: Inputs, pool: Pool) -> str:

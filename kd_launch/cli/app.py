@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from kd_launch import __version__
-from kd_launch.errors import KdLaunchError, SpecError
+from kd_launch.errors import KdLaunchError, SpecError, printable
 
 if TYPE_CHECKING:
     from kd_launch.preparation import Source
@@ -48,19 +48,23 @@ def _errors_become_words() -> Iterator[None]:
     except OSError as error:
         _drop_stdout()
         raise _exit(f"{error.filename or 'the answer cannot be written'}: {error.strerror or error}", 2) from None
+    except UnicodeEncodeError as error:
+        _drop_stdout()
+        words = f"the answer holds {error.object[error.start]!r}, which stdout's encoding, {error.encoding}, lacks"
+        raise _exit(f"{words}; give LC_ALL=C.UTF-8, or --output where the command has it", 2) from None
     except KeyboardInterrupt:
         raise _exit("interrupted", INTERRUPTED) from None
 
 
 def _exit(message: str, code: int) -> typer.Exit:
-    for line in message.splitlines():
+    for line in message.split("\n") if message else ():
         say(f"error: {line}")
     return typer.Exit(code)
 
 
 def say(line: str) -> None:
-    """One line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """One line on stderr, in which no value can move the cursor or pass for a line of its own."""
+    print(printable(line, 4000), file=sys.stderr, flush=True)
 
 
 def _drop_stdout() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kd_launch.cli.app import ClusterFile, Config, Json, NewRunDir, Set, app, current_folder, say, source_of
+from kd_launch.cli.planning import PlanCommand, show_plan, show_sweep
 
 if TYPE_CHECKING:
     # The commands import what they need when they run: --help and status must not wait for the planner.
@@ -65,7 +66,7 @@ def prepare(config: Config, settings: Set = None, cluster: ClusterFile = None, a
         print(store)
 
 
-@app.command()
+@app.command(cls=PlanCommand)
 def plan(
     config: Config,
     settings: Set = None,
@@ -74,19 +75,33 @@ def plan(
     top: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Show N layouts; else 4 that differ in kind, in JSON 20.")
     ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Show what memory and time consist of.")] = False,
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "--explain",
+            metavar="[N]",
+            help="Explain the choice, or layout N of the table: what binds it, who waits, memory by part, why it lost.",
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT=FROM..TO",
+            help="Show the best layout by nodes, micro_batch, sequence_length or bandwidth (GB/s per node), and where "
+            "its regime changes: nodes=1..64, or nodes=1,2,8.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the sweep, or step time against GPU-hours, as .svg or .png."),
+    ] = None,
 ) -> None:
     """Show how both models are laid over the GPUs, what a step takes, and why. Reads neither weights nor data."""
-    from kd_launch.cli.plan_text import format_plan
-    from kd_launch.preparation import load_and_plan
-
-    inputs, found = load_and_plan(source_of(config, settings, cluster), top or 20)
-    for note in inputs.notes if found.chosen.launch in ("hetjob", "two_steps") else ():
-        say(f"note: {note}")
-    if as_json:
-        print(found.model_dump_json(indent=2))
+    source = source_of(config, settings, cluster)
+    if sweep is not None:
+        show_sweep(source, sweep, as_json=as_json, plot=plot)
     else:
-        print(format_plan(found, top=top or 4, explain=explain), end="")
+        show_plan(source, as_json=as_json, top=top, number=number, plot=plot)
 
 
 @app.command()
@@ -106,8 +121,15 @@ def render(
 
 
 def _write(path: Path, text: str) -> None:
-    """A file appears whole or not at all; a link or a device, such as /dev/stdout, is written to, not replaced."""
+    """A file appears whole or not at all; a link or a device, such as /dev/stdout, is written to, not replaced.
+
+    What is there stays, unless it is an earlier script or empty: a slip must not cost somebody his spec.
+    """
+    from kd_launch.errors import SpecError
     from kd_launch.run_dir import write_whole
+
+    if path.is_file() and (old := path.read_bytes()) and b"# kd-launch run " not in old[:1000]:
+        raise SpecError(f"--output {path}: exists and is no script of kd-launch; remove it, or name another file")
 
     if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
         path.write_text(text, encoding="utf-8")

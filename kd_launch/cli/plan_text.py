@@ -3,36 +3,52 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from kd_launch.plan import Layout, Plan, RoleLayout, describe_role
+from kd_launch.cli.explain_text import figures, format_explanation, gpus_text, in_words
+from kd_launch.cli.wrapping import WIDTH, aligned, wrapped
+from kd_launch.plan import Explanation, Layout, Plan, RoleLayout
+from kd_launch.planner.options import SAME
 from kd_launch.planner.reasons import figure, seconds_text
 
-WIDTH = 100
 MOST_LINES = 14
 """Of the short form with the default number of layouts."""
 MOST_WARNINGS = 2
 """Lines for warnings in the short form."""
 
-HEADINGS = ("", "placement", "teacher", "student", "batch", "payload", "step", "tok/s", "GiB", "GPU-h")
-RIGHT = {"step", "tok/s", "GiB", "GPU-h"}
+HEADINGS = ("", "#", "placement", "teacher", "student", "batch", "payload", "step", "tok/s", "GiB", "GPU-h")
+RIGHT = {"#", "step", "tok/s", "GiB", "GPU-h"}
 PAYLOADS = {"hidden_states": "hidden", "logits": "logits", "top_k": "top-k"}
 
 Row = tuple[str, ...]
 
 
-def format_plan(plan: Plan, *, top: int = 4, explain: bool = False) -> str:
+def format_plan(plan: Plan, *, top: int = 4) -> str:
     """The plan in lines of at most 100 columns, with `top` layouts that differ in kind.
 
-    explain: what the short form leaves out: memory by part, times of each side, the interval, what was rejected.
+    Where the plan has an explanation, that too: of the choice with all that the short form leaves out, of another
+    candidate beside the choice alone.
     """
-    shown = shown_layouts(plan, top)
-    lines = [_header(plan), *_table(plan, shown)]
-    if explain:
-        lines += [*_wrapped(plan.why), *_all_warnings(plan), *_details(plan, shown)]
-        lines += [*_inflections(plan), *_front(plan), *_search(plan)]
+    found = plan.explanation
+    if found is None:
+        lines = _short(plan, shown_layouts(plan, top))
+    elif found.layout == plan.chosen:
+        lines = _long(plan, shown_layouts(plan, top), found)
     else:
-        lines += textwrap.wrap(plan.why, WIDTH, max_lines=3, placeholder=" ...", break_on_hyphens=False)
-        lines += _short_warnings(plan, MOST_LINES - len(lines))
+        pair = sorted((plan.chosen, found.layout), key=plan.candidates.index)
+        lines = [_header(plan), *_table(plan, pair), "", *format_explanation(found)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _short(plan: Plan, shown: Sequence[Layout]) -> list[str]:
+    lines = [_header(plan), *_table(plan, shown)]
+    lines += textwrap.wrap(plan.why, WIDTH, max_lines=3, placeholder=" ...", break_on_hyphens=False)
+    knee = _knee(plan)
+    return [*lines, *_short_warnings(plan, MOST_LINES - len(lines) - len(knee)), *knee]
+
+
+def _long(plan: Plan, shown: Sequence[Layout], found: Explanation) -> list[str]:
+    lines = [_header(plan), *_table(plan, shown), *wrapped(plan.why), *_all_warnings(plan)]
+    lines += ["", *format_explanation(found), "", *_baseline(plan)]
+    return [*lines, *_inflections(plan), *_front(plan), *_search(plan), "", *_knee(plan)]
 
 
 def shown_layouts(plan: Plan, top: int) -> list[Layout]:
@@ -74,7 +90,7 @@ def _table(plan: Plan, shown: Sequence[Layout]) -> list[str]:
     for short in (False, True):
         rows = [HEADINGS, *(_row(plan, layout, pools > 1, short) for layout in shown)]
         rows.append(_row(plan, plan.baseline, pools > 1, short, "TRL"))
-        lines = _aligned(rows)
+        lines = aligned(rows, [heading in RIGHT for heading in HEADINGS])
         if max(map(len, lines)) <= WIDTH:
             break
     return lines
@@ -82,8 +98,10 @@ def _table(plan: Plan, shown: Sequence[Layout]) -> list[str]:
 
 def _row(plan: Plan, layout: Layout, with_pool: bool, short: bool, name: str | None = None) -> Row:
     mark = ">" if name is None and layout == plan.chosen else ""
+    number = "" if name else str(plan.candidates.index(layout) + 1)
     return (
         mark,
+        number,
         name or layout.placement,
         _teacher_cell(layout.teacher, with_pool, short),
         _student_cell(layout.student, with_pool, short),
@@ -109,10 +127,7 @@ def _student_cell(role: RoleLayout, with_pool: bool, short: bool) -> str:
 
 
 def _gpus(role: RoleLayout, with_pool: bool) -> str:
-    pool = f"{role.pool} " if with_pool else ""
-    if role.gpus == role.nodes * role.gpus_per_node:
-        return f"{pool}{role.nodes}x{role.gpus_per_node}"
-    return f"{pool}{role.gpus} of {role.nodes}x{role.gpus_per_node}"
+    return f"{role.pool} {gpus_text(role)}" if with_pool else gpus_text(role)
 
 
 def _memory(layout: Layout) -> str:
@@ -134,21 +149,6 @@ def _count(value: float) -> str:
     return figure(value)
 
 
-def _aligned(rows: Sequence[Row]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    return [
-        " ".join(
-            f"{cell:>{width}}" if heading in RIGHT else f"{cell:<{width}}"
-            for cell, width, heading in zip(row, widths, HEADINGS, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
-
-
 def _short_warnings(plan: Plan, room: int) -> list[str]:
     """Whole warnings while there is room, and how many are left out."""
     lines: list[str] = []
@@ -162,58 +162,18 @@ def _short_warnings(plan: Plan, room: int) -> list[str]:
 
 
 def _warning(text: str) -> list[str]:
-    return _wrapped(f"warning: {text}", "  ")
+    return wrapped(f"warning: {text}", "  ")
 
 
 def _all_warnings(plan: Plan) -> list[str]:
     return [line for warning in plan.warnings for line in _warning(warning)]
 
 
-def _details(plan: Plan, shown: Sequence[Layout]) -> Iterator[str]:
-    """Each layout's times and memory by part."""
-    for layout in shown:
-        yield ""
-        yield from _wrapped(f"{'>' if layout == plan.chosen else ' '} {layout.placement}, {_in_words(layout)}", "  ")
-        yield from _figures(layout)
-    yield ""
-    yield from _wrapped(f"  TRL's layout, {_in_words(plan.baseline)}", "  ")
+def _baseline(plan: Plan) -> Iterator[str]:
+    """TRL's layout, as the explained one."""
+    yield from wrapped(f"TRL's layout, {in_words(plan.baseline)}", "   ")
     yield f"  its own engine takes {plan.baseline_engine_factor:g} times as long as ours, which no figure here contains"
-    yield from _figures(plan.baseline)
-
-
-def _in_words(layout: Layout) -> str:
-    teacher, student = layout.teacher, layout.student
-    freed = {True: " freed after the forward", False: " kept until the backward", None: ""}
-    return (
-        f"teacher {teacher.pool} {_gpus(teacher, False)} {describe_role(teacher)}, "
-        f"student {student.pool} {_gpus(student, False)} {describe_role(student)}{freed[student.reshard_after_forward]}"
-    )
-
-
-def _figures(layout: Layout) -> Iterator[str]:
-    step = layout.step_seconds
-    times = [("teacher", layout.teacher_seconds), ("student", layout.student_seconds)]
-    if not layout.colocated:
-        times.append(("transport", layout.transport_seconds))
-    yield from _entry(
-        "time",
-        f"{seconds_text(step.p50)} a step (p10 {seconds_text(step.p10)}, p90 {seconds_text(step.p90)}): "
-        f"{', '.join(f'{name} {seconds_text(seconds)}' for name, seconds in times)}",
-    )
-    ahead = "" if layout.colocated else f", {_many(layout.prefetch, 'micro-batch')} ahead"
-    launch = f"; launch {layout.launch}" if layout.launch else ""
-    idle = f"; {layout.gpus_idle} GPUs idle" if layout.gpus_idle else ""
-    size = f"{_count(layout.payload_bytes_per_token)}B a token"
-    yield from _entry("payload", f"{layout.payload}, {size}{ahead}{launch}{idle}")
-    roles = {"both": layout.student} if layout.colocated else {"teacher": layout.teacher, "student": layout.student}
-    for name, role in roles.items():
-        parts = sorted(role.memory_parts_gib.items(), key=lambda part: -part[1])
-        words = ", ".join(f"{part} {figure(gib)}" for part, gib in parts)
-        yield from _entry(name, f"{figure(role.memory_gib)} of {figure(role.memory_limit_gib)} GiB: {words}")
-
-
-def _entry(name: str, text: str) -> list[str]:
-    return textwrap.wrap(f"  {name:<9} {text}", WIDTH, subsequent_indent=" " * 12, break_on_hyphens=False)
+    yield from figures(plan.baseline)
 
 
 def _inflections(plan: Plan) -> Iterator[str]:
@@ -221,7 +181,7 @@ def _inflections(plan: Plan) -> Iterator[str]:
         yield ""
     for change in plan.inflections:
         where = f"from {change.value:.0f} {change.quantity} on"
-        yield from _wrapped(f"{where} {change.above} is faster than {change.below}", "  ")
+        yield from wrapped(f"{where} {change.above} is faster than {change.below}", "  ")
 
 
 def _front(plan: Plan) -> Iterator[str]:
@@ -231,7 +191,27 @@ def _front(plan: Plan) -> Iterator[str]:
     for layout in plan.pareto:
         costs = f"{seconds_text(layout.step_seconds.p50):>8} {figure(layout.gpu_hours):>6} GPU-h"
         roles = f"{_teacher_cell(layout.teacher, True, False)}, {_student_cell(layout.student, True, False)}"
-        yield f"  {costs}  {layout.placement:<9} {roles}"
+        yield f"{'*' if layout == plan.knee.layout else ' '} {costs}  {layout.placement:<9} {roles}"
+    yield "* the knee: beyond it 1 % of time costs more than 1 % of GPU-hours"
+
+
+def _knee(plan: Plan) -> list[str]:
+    """The other end of a trade of time for GPU-hours, and what takes it."""
+    chosen, knee = plan.chosen, plan.knee
+    if knee.settings:
+        settings = " ".join(f"--set {setting}" for setting in knee.settings)
+        return wrapped(f"knee of time and GPU-hours: {_against(knee.layout, chosen)}: {settings}", "  ")
+    cheaper = next((it for it in plan.pareto if it.gpu_hours < chosen.gpu_hours / SAME), None)
+    if cheaper is None:
+        return ["knee of time and GPU-hours: this layout, the fastest and the cheapest"]
+    return wrapped(f"knee of time and GPU-hours: this layout; {_against(cheaper, chosen)}", "  ")
+
+
+def _against(layout: Layout, chosen: Layout) -> str:
+    """Such as "32 GPUs take 1.48x the time for 0.49x the GPU-hours"."""
+    time, hours = layout.step_seconds.p50 / chosen.step_seconds.p50, layout.gpu_hours / chosen.gpu_hours
+    takes = "takes" if layout.gpus == 1 else "take"
+    return f"{_many(layout.gpus, 'GPU')} {takes} {time:.2f}x the time for {hours:.2f}x the GPU-hours"
 
 
 def _search(plan: Plan) -> Iterator[str]:

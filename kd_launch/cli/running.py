@@ -107,11 +107,17 @@ def resume(
 def cancel(run: OneRun, run_root: RunRoot = None) -> None:
     """End a run, from any shell; nothing of it comes back. A run that has ended stays as it is."""
     from kd_launch.commands import run as runner
+    from kd_launch.errors import SpecError
     from kd_launch.runs.cancel import cancel as end
 
     found = find(run, run_root)
     outcome = end(found, runner)
-    latest = look(found)[1]
+    try:
+        latest = look(found)[1]
+    except SpecError as error:  # a damaged file keeps nobody from ending a run
+        print(f"{found.name} {'had already ended' if outcome.had_ended else 'is ended'}")
+        say(f"warning: its state cannot be told: {error}")
+        return
     before = "has already ended" if latest.ended else "has nothing that could be ended"
     print(f"{found.name} {f'{before}: ' if outcome.had_ended else ''}{latest.state}")
     if outcome.note is not None:

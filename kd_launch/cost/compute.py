@@ -2,14 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from kd_launch.architecture import Architecture
 from kd_launch.catalog import Engine, Gpu
 from kd_launch.cluster import Pool
 from kd_launch.cost.constants import MICRO, TimeConstants
 
-WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4}
-"""Bytes of one number."""
+WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4, "float8": 2}
+"""Bytes of one number as it lies between kernels: 8-bit training converts at the matrix products only."""
+
+Attention = Literal["flash", "eager"]
+"""flash: one kernel that skips what the mask hides. eager: all scores are written and read, several times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +23,9 @@ class Device:
     flops_per_s: float
     """Dense peak."""
     gemm_efficiency: float
+    wide_flops_per_s: float
+    """Dense peak of what 8-bit training leaves in 16 bits, attention and the head; else the same."""
+    wide_efficiency: float
     attention_efficiency: float
     bytes_per_s: float
     """Memory bandwidth that elementwise work reaches."""
@@ -26,34 +33,52 @@ class Device:
     """Bytes of a number."""
     has_knees: bool
     """Small matrix products run below the efficiency; false for CPU cores."""
+    converts: bool
+    """Inputs of the layers' products are scaled and written once more, in 8 bits."""
+    launch_factor: float
+    """Time of the node's CPU to launch a kernel, against a node with H100."""
     constants: TimeConstants
 
     @property
     def kernel_s(self) -> float:
         return MICRO * self.constants.kernel_us
 
-    def gemm_seconds(self, rows: float, columns: float, inner: float) -> float:
+    def gemm_seconds(self, rows: float, columns: float, inner: float, *, wide: bool = False) -> float:
         """Of one product [rows, inner] x [inner, columns]: the slower of arithmetic and memory; cost-model 2.8b."""
-        speed = self.flops_per_s * self.gemm_efficiency
+        speed = self.wide_flops_per_s * self.wide_efficiency if wide else self.flops_per_s * self.gemm_efficiency
         if self.has_knees:
-            speed *= self.constants.gemm_rows.share(rows) * self.constants.gemm_columns.share(columns)
+            constants = self.constants
+            speed *= constants.gemm_rows.share(rows) * constants.gemm_columns.share(columns)
+            speed *= constants.gemm_columns.share(inner)
         moved = self.width * (rows * inner + inner * columns + rows * columns)
         return max(2.0 * rows * columns * inner / speed, moved / self.bytes_per_s) + self.kernel_s
 
 
 def device_of(pool: Pool, gpu: Gpu, dtype: str, constants: TimeConstants) -> Device | None:
     """The device of one rank of `pool`; None where the hardware lacks the dtype or its speed is unknown."""
+    cores = (pool.cpus_per_node or pool.gpus_per_node) / pool.gpus_per_node if gpu.per_core else 1.0
+    return device_with(gpu, dtype, constants, cores=cores)
+
+
+def device_with(gpu: Gpu, dtype: str, constants: TimeConstants, *, cores: float = 1.0) -> Device | None:
+    """One device of the catalog, or `cores` CPU cores; None where it lacks the dtype or its speed is unknown."""
     peak = gpu.peak_flops_per_s(dtype)
     if peak is None or not gpu.supports(dtype):
         return None
-    cores = (pool.cpus_per_node or pool.gpus_per_node) / pool.gpus_per_node if gpu.per_core else 1.0
+    narrow = dtype == "float8"
+    wide = gpu.peak_flops_per_s("bfloat16") if narrow else peak
+    assert wide is not None
     return Device(
         flops_per_s=peak * cores,
-        gemm_efficiency=gpu.gemm_efficiency,
+        gemm_efficiency=gpu.fp8_gemm_efficiency if narrow else gpu.gemm_efficiency,
+        wide_flops_per_s=wide * cores,
+        wide_efficiency=gpu.gemm_efficiency,
         attention_efficiency=gpu.attention_efficiency,
         bytes_per_s=gpu.hbm_tb_per_s * 1e12 * gpu.hbm_efficiency * cores,
         width=WIDTH[dtype],
         has_knees=not gpu.per_core,
+        converts=narrow,
+        launch_factor=gpu.launch_factor,
         constants=constants,
     )
 
@@ -64,33 +89,89 @@ class LayerSeconds:
 
     gemms: float
     attention: float
+    """Forward."""
+    attention_backward: float
     elementwise: float
+
+    @property
+    def is_flash(self) -> bool:
+        """The backward computes the scores again by itself."""
+        return self.attention_backward > 2 * self.attention
+
+    def slower(self, factor: float) -> "LayerSeconds":
+        """On an engine that takes `factor` times as long."""
+        if factor == 1:
+            return self
+        parts = self.gemms, self.attention, self.attention_backward, self.elementwise
+        return LayerSeconds(*(factor * part for part in parts))
 
     def forward(self, floor: float) -> float:
         """`floor`: the host's time to launch the layer."""
         return max(self.gemms + self.attention + self.elementwise, floor)
 
     def backward(self, floor: float) -> float:
-        """Twice the products, 2.5 times the attention (flash attention computes scores again)."""
-        return max(2 * self.gemms + 2.5 * self.attention + 2 * self.elementwise, floor)
+        """Twice the products and the traffic, and attention's own backward."""
+        return max(2 * self.gemms + self.attention_backward + 2 * self.elementwise, floor)
 
 
-def layer_seconds(device: Device, model: Architecture, tokens: float, sequence_length: int, tp: int) -> LayerSeconds:
-    """One layer's forward of `tokens` tokens in sequences of `sequence_length`, split over `tp` ranks."""
-    queries, keys = model.heads * model.head_dim / tp, model.kv_heads * model.head_dim / tp
+def layer_seconds(
+    device: Device,
+    model: Architecture,
+    tokens: float,
+    sequence_length: int,
+    tp: int,
+    *,
+    attention: Attention = "flash",
+    attention_speed: float = 1.0,
+    compiled: bool = False,
+) -> LayerSeconds:
+    """One layer's forward of `tokens` tokens in sequences of `sequence_length`, split over `tp` ranks.
+
+    What is as wide as the hidden states is split along the sequence (sequence parallelism).
+    """
     sparse = model.sparse_layers / model.layers
-    dense_mlp = _mlp_seconds(device, model, tokens, model.intermediate / tp)
-    sparse_mlp = _experts_seconds(device, model, tokens, tp) if sparse else 0.0
-    projections = device.gemm_seconds(tokens, queries + 2 * keys, model.hidden)
-    projections += device.gemm_seconds(tokens, model.hidden, queries)
-    flops = model.attention_flops_per_token(sequence_length) / model.layers * tokens / tp
+    queries, keys = model.heads * model.head_dim / tp, model.kv_heads * model.head_dim / tp
+    gemms = device.gemm_seconds(tokens, queries + 2 * keys, model.hidden)
+    gemms += device.gemm_seconds(tokens, model.hidden, queries)
+    gemms += (1 - sparse) * _mlp_seconds(device, model, tokens, model.intermediate / tp)
+    gemms += sparse * _experts_seconds(device, model, tokens, tp) if sparse else 0.0
+    kernel = 1 / attention_speed if attention == "flash" else None
+    scores, scores_backward = _attention_seconds(device, model, tokens / tp, sequence_length, kernel)
+    traffic = _elementwise_bytes(device, model, tokens / tp, compiled=compiled)
+    kernels = device.constants.elementwise_kernels * device.kernel_s
+    return LayerSeconds(gemms, scores, scores_backward, traffic / device.bytes_per_s + kernels)
+
+
+def _elementwise_bytes(device: Device, model: Architecture, tokens: float, *, compiled: bool) -> float:
+    """Memory traffic of norms, activations and residuals, forward; compiled: fewer passes over the same tensors."""
+    sparse = model.sparse_layers / model.layers
     width = (1 - sparse) * model.intermediate + sparse * _active_width(model)
-    moved = device.width * tokens * (16 * model.hidden + 6 * width / tp + 4 * (queries + 2 * keys))
-    return LayerSeconds(
-        gemms=projections + (1 - sparse) * dense_mlp + sparse * sparse_mlp,
-        attention=flops / (device.flops_per_s * device.attention_efficiency),
-        elementwise=moved / device.bytes_per_s + device.constants.elementwise_kernels * device.kernel_s,
-    )
+    heads = (model.heads + 2 * model.kv_heads) * model.head_dim
+    numbers = 16 * model.hidden + (6 if model.gated_mlp else 4) * width + 4 * heads
+    constants = device.constants
+    passes = constants.compiled_traffic if compiled else 1.0
+    traffic = device.width * numbers * passes
+    if device.converts:  # read in 16 bits, written in 8, of every input of a product
+        traffic += constants.conversion_bytes * (2 * model.hidden + model.heads * model.head_dim + width)
+    return traffic * tokens
+
+
+def _attention_seconds(
+    device: Device, model: Architecture, tokens: float, sequence_length: int, flash: float | None
+) -> tuple[float, float]:
+    """Scores and their product with the values, forward and backward, all heads.
+
+    flash: the time of the engine's kernel against the usual one's, which computes scores again in the backward; None:
+    no such kernel, so that all scores pass through memory.
+    """
+    if flash is not None:
+        flops = model.attention_flops_per_token(sequence_length) / model.layers * tokens
+        seconds = flash * flops / (device.wide_flops_per_s * device.attention_efficiency)
+        return seconds, 2.5 * seconds
+    flops = model.attention_flops_per_token(sequence_length, causal=False) / model.layers * tokens
+    moved = device.constants.score_bytes * model.heads * sequence_length * tokens
+    seconds = flops / (device.wide_flops_per_s * device.wide_efficiency) + moved / device.bytes_per_s
+    return seconds, 2 * seconds
 
 
 def _mlp_seconds(device: Device, model: Architecture, tokens: float, width: float) -> float:
@@ -114,7 +195,13 @@ def _active_width(model: Architecture) -> float:
 
 def head_seconds(device: Device, tokens: float, vocabulary: float, hidden: int) -> float:
     """Logits of `tokens` tokens, forward."""
-    return device.gemm_seconds(tokens, vocabulary, hidden)
+    return device.gemm_seconds(tokens, vocabulary, hidden, wide=True)
+
+
+def cross_entropy_seconds(device: Device, tokens: float, vocabulary: float, hidden: int, *, compiled: bool) -> float:
+    """The head, forward and backward, and the traffic of softmax, loss and gradient."""
+    traffic = device.constants.fused_cross_entropy_bytes if compiled else device.constants.cross_entropy_bytes
+    return 3 * head_seconds(device, tokens, vocabulary, hidden) + traffic * tokens * vocabulary / device.bytes_per_s
 
 
 def loss_chunk_rows(tokens: int, vocabulary: int, chunk_mib: float) -> int:
@@ -143,7 +230,7 @@ def optimizer_seconds(device: Device, local_parameters: float, engine: Engine) -
     return local_parameters * engine.optimizer_bytes_per_parameter / device.bytes_per_s
 
 
-def floors(engine: Engine, *, compiled: bool) -> tuple[float, float]:
+def floors(engine: Engine, device: Device, *, compiled: bool) -> tuple[float, float]:
     """Host seconds to launch one layer, forward and backward."""
-    factor = engine.compiled_floor if compiled else 1.0
+    factor = device.launch_factor * (engine.compiled_floor if compiled else 1.0)
     return factor * engine.layer_floor_forward_s, factor * engine.layer_floor_backward_s

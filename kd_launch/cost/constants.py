@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from kd_launch.cost.kd_loss import LossImplementation
+
 MICRO = 1e-6
 GB = 1e9
 GIB = 2**30
@@ -35,6 +37,11 @@ class TimeConstants:
     gemm_columns: Knee
     loss_bytes: float
     fused_loss_bytes: float
+    cross_entropy_bytes: float
+    fused_cross_entropy_bytes: float
+    score_bytes: float
+    conversion_bytes: float
+    compiled_traffic: float
     p10: float
     p90: float
     coupling_us: float
@@ -63,13 +70,13 @@ class MemoryConstants:
     context_gib: float
     cpu_context_gib: float
     cpu_gib: float
-    activations: float
+    cross_entropy_bytes: float
     teacher_activations: float
     loss_chunk_mib: float
     cpu_loss_chunk_mib: float
     loss_buffers: int
-    state_bytes: int
-    gradient_bytes: int
+    optimizer_bytes: int
+    tensor_parallel_buffers: float
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,21 @@ class BaselineConstants:
     engine: str
     master_bytes: int
     loss_bytes: float
+    """Per token and vocabulary entry."""
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """Shares of the median between which 80 % of the measurements lie, by what is estimated and on how many nodes."""
+
+    shares: Mapping[str, tuple[float, float]]
+
+    def of(self, kind: str, *, several_nodes: bool) -> tuple[float, float]:
+        """p10 and p90 over p50."""
+        return self.shares[f"{kind}_{'several_nodes' if several_nodes else 'one_node'}"]
+
+
+@dataclass(frozen=True, eq=False)
 class Constants:
     """All of them; tests and a calibration may build others."""
 
@@ -89,6 +108,8 @@ class Constants:
     links: LinkConstants
     memory: MemoryConstants
     baseline: BaselineConstants
+    intervals: Intervals
+    kd_losses: Mapping[str, LossImplementation]
 
 
 @functools.cache
@@ -98,11 +119,15 @@ def load_constants() -> Constants:
     tables: Mapping[str, Mapping[str, Any]] = yaml.safe_load(text)
     time = dict(tables["time"])
     time |= {name: Knee(**time[name]) for name in ("gemm_rows", "gemm_columns")}
+    losses = {name: LossImplementation(**row) for name, row in tables["kd_losses"].items()}
+    baseline = tables["baseline"]
     return Constants(
         time=_read(TimeConstants, time),
         links=_read(LinkConstants, tables["links"]),
         memory=_read(MemoryConstants, tables["memory"]),
-        baseline=_read(BaselineConstants, tables["baseline"]),
+        baseline=_read(BaselineConstants, {**baseline, "loss_bytes": losses[baseline["loss"]].bytes_per_logit}),
+        kd_losses=losses,
+        intervals=Intervals({name: (low, high) for name, (low, high) in tables["intervals"].items()}),
     )
 
 

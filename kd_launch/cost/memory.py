@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-from kd_launch.architecture import Architecture
+from kd_launch.cost.activations import activation_factor, saved_of
 from kd_launch.cost.compute import loss_chunk_rows
-from kd_launch.cost.setting import Setting, Site, Sizes, StudentDegrees, TeacherDegrees
+from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
+from kd_launch.cost.sizes import Sizes
 from kd_launch.plan import Payload
 
 Parts = dict[str, float]
@@ -21,30 +22,13 @@ class Memory(NamedTuple):
         return sum(self.resident.values()) + sum(self.transient.values())
 
 
-def stage_parameters(sizes: Sizes, layers: int, pp: int) -> float:
-    """Of the largest pipeline stage: its layers, and at one end the embedding, at the other the head."""
-    if pp == 1:
-        return sizes.all
-    return sizes.layers * -(-layers // pp) / layers + sizes.head
-
-
-def activation_bytes_per_token(model: Architecture, width: int) -> float:
-    """Of one layer, as its backward needs them: inputs of norms, projections, attention and MLP (arXiv 2205.05198)."""
-    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    sparse = model.sparse_layers / model.layers
-    experts = model.experts_per_token * model.expert_intermediate + model.shared_expert_intermediate
-    mlp = (1 - sparse) * model.intermediate + sparse * experts
-    norms, attention = 2 * model.hidden, model.hidden + 2 * queries + 2 * keys
-    return width * (norms + attention + (3 if model.gated_mlp else 2) * mlp)
-
-
 def teacher_memory(setting: Setting, degrees: TeacherDegrees, tokens: int) -> Memory:
     """The frozen teacher: its share of the weights, gathered units under fsdp, one layer's transients.
 
     A frozen root stays gathered through the forward, with two layers: one at work, one on its way.
     """
     model, sizes, width = setting.teacher, setting.teacher_sizes, setting.teacher_width
-    weights = width * stage_parameters(sizes, model.layers, degrees.pp) / (degrees.fsdp * degrees.tp)
+    weights = width * sizes.stage(degrees.pp) / (degrees.fsdp * degrees.tp)
     gathered = 0.0
     if degrees.fsdp > 1:
         root = sizes.root if degrees.pp == 1 else sizes.head
@@ -80,7 +64,9 @@ def student_memory(
     """
     constants, model, width = setting.constants.memory, setting.student, setting.student_width
     resident = {
-        "training state": constants.state_bytes * setting.student_sizes.all / degrees.fsdp,
+        "training state": (constants.optimizer_bytes + setting.engine.gradient_bytes)
+        * setting.student_sizes.all
+        / degrees.fsdp,
         "head gradient": _head_gradient_width(width) * setting.vocabulary * model.hidden,
     }
     if payload == "hidden_states" and holds_head:
@@ -107,7 +93,7 @@ def _gathered_parameters(sizes: Sizes, degrees: StudentDegrees) -> int:
 
 def _activations(setting: Setting, degrees: StudentDegrees, tokens: int) -> float:
     model, width = setting.student, setting.student_width
-    layer = setting.constants.memory.activations * activation_bytes_per_token(model, width) * tokens
+    layer = activation_factor(setting.engine, model, compiled=False) * saved_of(model, width).per_rank(1) * tokens
     outputs = 2.0 * width * tokens * model.hidden  # the last hidden states and their gradient
     if degrees.recompute:
         return model.layers * width * tokens * model.hidden + layer + outputs

@@ -3,8 +3,7 @@
 import functools
 from typing import NamedTuple
 
-from kd_launch.architecture import Architecture
-from kd_launch.cost.collectives import Collective, Fabric, Group
+from kd_launch.cost.collectives import Collective, Group
 from kd_launch.cost.compute import (
     Device,
     LayerSeconds,
@@ -13,9 +12,9 @@ from kd_launch.cost.compute import (
     layer_seconds,
     loss_chunk_rows,
     loss_seconds,
-    optimizer_seconds,
 )
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
+from kd_launch.cost.training import Recompute, Split, exposed, pass_seconds, step_seconds
 from kd_launch.plan import Payload
 
 
@@ -40,16 +39,6 @@ class StudentSeconds(NamedTuple):
     @property
     def total(self) -> float:
         return self.forward + self.backward + self.loss + self.communication + self.optimizer
-
-
-def exposed(communication: float, compute: float, hiding: float) -> float:
-    """Seconds of communication that do not hide behind the share `hiding` of the same layer's compute."""
-    return max(0.0, communication - hiding * compute)
-
-
-def overlap(setting: Setting, site: Site) -> float:
-    """Share of compute behind which communication can hide. On a CPU the same cores do both."""
-    return 0.0 if site.pool.is_cpu else setting.engine.overlap
 
 
 def teacher_seconds(
@@ -80,15 +69,15 @@ def _teacher_layer(setting: Setting, site: Site, fsdp: int, tp: int, block: int,
     """One layer with its all-reduces (tp) and the all-gather of its weights (fsdp)."""
     device, fabric, engine = site.teacher_device, site.fabric, setting.engine
     assert device is not None
-    floor, _ = floors(engine, compiled=setting.compiled)
+    floor, _ = floors(engine, device, compiled=setting.compiled)
     sequence = min(setting.sequence_length, int(tokens))
-    seconds = engine.teacher_factor * _layer(device, setting.teacher, tokens, sequence, tp).forward(floor)
+    seconds = engine.teacher_factor * _layer(setting, device, tokens, sequence, tp).forward(floor)
     if tp > 1:
         size = device.width * tokens * setting.teacher.hidden
-        seconds += 2 * fabric.seconds(Collective.ALL_REDUCE, size, Group(tp, tp))
+        seconds += 2 * fabric.seconds(Collective.ALL_REDUCE, size, Group(tp, min(tp, block)))
     if fsdp > 1:
         gather = _teacher_gather(setting, site, fsdp, tp, block, setting.teacher_sizes.layer)
-        seconds += exposed(gather, seconds, overlap(setting, site))
+        seconds += exposed(gather, seconds, site.hiding(engine), engine.contention)
     return seconds
 
 
@@ -118,8 +107,17 @@ def _teacher_gather(setting: Setting, site: Site, fsdp: int, tp: int, block: int
 
 
 @functools.lru_cache(maxsize=4096)
-def _layer(device: Device, model: Architecture, tokens: float, sequence: int, tp: int) -> LayerSeconds:
-    return layer_seconds(device, model, tokens, sequence, tp)
+def _layer(setting: Setting, device: Device, tokens: float, sequence: int, tp: int) -> LayerSeconds:
+    return layer_seconds(
+        device,
+        setting.teacher,
+        tokens,
+        sequence,
+        tp,
+        attention=setting.attention,
+        attention_speed=setting.engine.attention_speed,
+        compiled=setting.compiled,
+    )
 
 
 def student_seconds(
@@ -132,76 +130,37 @@ def student_seconds(
     payload: Payload,
 ) -> StudentSeconds:
     """One optimizer step of `accumulation` micro-batches of `tokens` tokens per rank."""
-    model, device, engine = setting.student, site.student_device, setting.engine
-    assert device is not None
-    floor_forward, floor_backward = floors(engine, compiled=setting.compiled)
-    layer = _layer(device, model, tokens, min(setting.sequence_length, tokens), 1)
-    forward = engine.compute_factor * layer.forward(floor_forward)
-    backward = engine.compute_factor * layer.backward(floor_backward) + (forward if degrees.recompute else 0.0)
-    loss = engine.compute_factor * loss_seconds(
-        device,
+    trained, split = setting.trained(site), student_split(degrees, block)
+    loss = _student_loss(setting, site, tokens, payload)
+    layer = pass_seconds(trained, split, tokens)
+    step = step_seconds(trained, split, tokens, accumulation, loss)
+    layers = accumulation * setting.student.layers
+    return StudentSeconds(
+        forward=layers * layer.forward,
+        backward=layers * layer.backward,
+        loss=accumulation * loss,
+        communication=step.data_parallel,
+        optimizer=step.optimizer + step.overhead,
+    )
+
+
+def student_split(degrees: StudentDegrees, block: int) -> Split:
+    """The student's layout in the words of the training formulas: weights that stay gathered are ZeRO-2's."""
+    stage = 0 if degrees.fsdp == 1 else 3 if degrees.reshard else 2
+    recompute: Recompute = "full" if degrees.recompute else "none"
+    return Split(degrees.replicas, degrees.fsdp, stage, recompute=recompute, block=block)
+
+
+@functools.lru_cache(maxsize=4096)
+def _student_loss(setting: Setting, site: Site, tokens: int, payload: Payload) -> float:
+    assert site.student_device is not None
+    seconds = loss_seconds(
+        site.student_device,
         tokens,
         loss_chunk_rows(tokens, setting.vocabulary, site.loss_chunk_mib),
         setting.vocabulary,
-        model.hidden,
+        setting.student.hidden,
         setting.teacher.hidden if payload == "hidden_states" else None,
         setting.loss_traffic,
     )
-    optimizer = optimizer_seconds(device, setting.student_sizes.all / degrees.fsdp, engine)
-    communication = _student_communication(setting, site, degrees, block, accumulation, forward, backward)
-    compute = accumulation * (model.layers * (forward + backward) + loss)
-    overhead = engine.step_overhead_s + engine.step_overhead_fraction * (compute + communication + optimizer)
-    return StudentSeconds(
-        forward=accumulation * model.layers * forward,
-        backward=accumulation * model.layers * backward,
-        loss=accumulation * loss,
-        communication=communication,
-        optimizer=optimizer + overhead,
-    )
-
-
-def _student_communication(
-    setting: Setting,
-    site: Site,
-    degrees: StudentDegrees,
-    block: int,
-    accumulation: int,
-    forward: float,
-    backward: float,
-) -> float:
-    """Exposed seconds of a step.
-
-    Weights are gathered in each micro-batch. So are sharded gradients reduced, since keeping whole ones would cost the
-    memory that sharding saves; replicas alone reduce once, in the last backward.
-    """
-    layers, sizes, fabric, hidden = setting.student.layers, setting.student_sizes, site.fabric, overlap(setting, site)
-    gather = _gather(setting, fabric, degrees, block, sizes.layer)
-    again = gather if degrees.reshard else 0.0
-    reduce = _reduce(setting, fabric, degrees, block, sizes.layer)
-    each = layers * (exposed(gather, forward, hidden) + exposed(again, backward, hidden))
-    each += _gather(setting, fabric, degrees, block, sizes.root)
-    last = layers * (exposed(again + reduce, backward, hidden) - exposed(again, backward, hidden))
-    reductions = accumulation if degrees.fsdp > 1 else 1
-    return accumulation * each + reductions * (last + _reduce(setting, fabric, degrees, block, sizes.root))
-
-
-def _gather(setting: Setting, fabric: Fabric, degrees: StudentDegrees, block: int, parameters: int) -> float:
-    size = setting.student_width * parameters
-    group = _shard_group(degrees, block)
-    return setting.engine.gather_factor * fabric.seconds(Collective.ALL_GATHER, size, group)
-
-
-def _reduce(setting: Setting, fabric: Fabric, degrees: StudentDegrees, block: int, parameters: int) -> float:
-    """Float32 gradients: summed within the ranks that share a training state, then over the replicas."""
-    size = setting.constants.memory.gradient_bytes * parameters
-    shards = _shard_group(degrees, block)
-    stride = min(degrees.fsdp, block)
-    copies = Group(degrees.replicas, max(1, min(degrees.replicas, block // stride)), peers=stride)
-    seconds = fabric.seconds(Collective.REDUCE_SCATTER, size, shards)
-    seconds += fabric.seconds(Collective.ALL_REDUCE, size / degrees.fsdp, copies)
-    return setting.engine.data_parallel_factor * seconds
-
-
-def _shard_group(degrees: StudentDegrees, block: int) -> Group:
-    inside = min(degrees.fsdp, block)
-    return Group(degrees.fsdp, inside, peers=max(1, block // inside))
+    return setting.engine.compute_factor * seconds

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kd_launch.architecture import Architecture
 from kd_launch.catalog import Engine, Gpu
 from kd_launch.cluster import Pool
 from kd_launch.cost.collectives import Fabric, fabric_of
-from kd_launch.cost.compute import WIDTH, Device, device_of
+from kd_launch.cost.compute import WIDTH, Attention, Device, device_of
 from kd_launch.cost.constants import Constants
+from kd_launch.cost.sizes import Sizes, sizes_of
+from kd_launch.cost.training import Trained
 from kd_launch.cost.transport import payload_bytes_per_token
 from kd_launch.plan import Payload
 from kd_launch.spec import Dtype
@@ -43,25 +45,6 @@ class StudentDegrees(NamedTuple):
     """Gathered layers are freed after the forward; None where nothing is gathered."""
 
 
-class Sizes(NamedTuple):
-    """Parameters of a model by place."""
-
-    all: int
-    layers: int
-    layer: int
-    """Of the largest layer."""
-    root: int
-    """Outside the layers: the embedding, a head of its own, the last norm."""
-    head: int
-    """Of the output head's matrix, a tied one too."""
-
-
-def sizes_of(model: Architecture) -> Sizes:
-    root = model.embedding_parameters + model.head_parameters + model.extra
-    parameters = model.parameters
-    return Sizes(parameters, parameters - root, model.layer_parameters, root, model.head_parameters_or_tied)
-
-
 @dataclass(frozen=True, eq=False)
 class Setting:
     """A teacher and a student on sequences of one length. Compared by identity, which makes it a cheap cache key."""
@@ -69,12 +52,13 @@ class Setting:
     teacher: Architecture
     student: Architecture
     sequence_length: int
-    teacher_dtype: Dtype
-    student_dtype: Dtype
+    teacher_dtype: Dtype | Literal["float8"]
+    student_dtype: Dtype | Literal["float8"]
     top_k: int
     compiled: bool
     engine: Engine
     constants: Constants
+    attention: Attention = "flash"
 
     @cached_property
     def teacher_sizes(self) -> Sizes:
@@ -83,6 +67,28 @@ class Setting:
     @cached_property
     def student_sizes(self) -> Sizes:
         return sizes_of(self.student)
+
+    @cached_property
+    def _trained(self) -> dict["Site", Trained]:
+        return {}
+
+    def trained(self, site: "Site") -> Trained:
+        """The student on a pool's devices, one value per site."""
+        found = self._trained.get(site)
+        if found is None:
+            assert site.student_device is not None
+            found = self._trained[site] = Trained(
+                model=self.student,
+                sizes=self.student_sizes,
+                device=site.student_device,
+                fabric=site.fabric,
+                engine=self.engine,
+                sequence_length=self.sequence_length,
+                attention=self.attention,
+                compiled=self.compiled,
+                hiding=site.hiding(self.engine),
+            )
+        return found
 
     @property
     def vocabulary(self) -> int:
@@ -129,6 +135,10 @@ class Site:
     """Of it, what every process takes before any tensor."""
     loss_chunk_mib: float
     """Float32 logits that the loss computes at a time."""
+
+    def hiding(self, engine: Engine) -> float:
+        """Share of compute behind which communication can hide. On a CPU the same cores do both."""
+        return 0.0 if self.pool.is_cpu else engine.overlap
 
     @property
     def can_compute(self) -> bool:

@@ -8,11 +8,13 @@ from kd_launch.cost.memory import Parts, student_memory, teacher_memory
 from kd_launch.cost.roles import student_seconds, teacher_seconds
 from kd_launch.cost.setting import StudentDegrees, TeacherDegrees
 from kd_launch.plan import Launch, Layout
+from kd_launch.planner.allocations import Allocation, most_nodes
 from kd_launch.planner.choices import Choice
-from kd_launch.planner.layouts import Allocation, Share, divisors, micro_batches, most_nodes, whole_share
+from kd_launch.planner.layouts import Share, divisors, micro_batches, whole_share
+from kd_launch.planner.options import StudentOption, TeacherOption, Unit
 from kd_launch.planner.pairing import allocated_gpus
 from kd_launch.planner.prediction import context_part, layout_of
-from kd_launch.planner.tables import StudentOption, Tables, TeacherOption, Unit
+from kd_launch.planner.tables import Tables
 
 
 class _Candidate(NamedTuple):

@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from kd_launch.planner.layouts import Allocation
-from kd_launch.planner.tables import SAME, StudentOption, TeacherOption, Unit, family
+from kd_launch.planner.allocations import Allocation
+from kd_launch.planner.options import SAME, StudentOption, TeacherOption, Unit, family
 
 Objective = Literal["throughput", "gpu_hours"]
 

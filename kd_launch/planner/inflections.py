@@ -9,7 +9,8 @@ from kd_launch.cost.roles import teacher_seconds
 from kd_launch.cost.setting import TeacherDegrees
 from kd_launch.plan import Inflection, Layout, Payload
 from kd_launch.planner.layouts import Share, teacher_degrees, whole_share
-from kd_launch.planner.tables import SAME, Tables, complexity, family
+from kd_launch.planner.options import SAME, complexity, family
+from kd_launch.planner.tables import Tables
 
 QUANTITY = "tokens in a teacher micro-batch"
 
@@ -75,7 +76,7 @@ def _case(tables: Tables, chosen: Layout) -> _Case:
     share = whole_share(role.pool, role.nodes, role.gpus // role.nodes)
     student = sum(chosen.student.memory_parts_gib.get(part, 0.0) for part in RESIDENT) if chosen.colocated else 0.0
     splits = teacher_degrees(tables.spec, tables.setting.teacher, share)
-    return _Case(tables, share, splits, tables.room(share) - student, chosen.colocated)
+    return _Case(tables, share, splits, tables.room(share.pool) - student, chosen.colocated)
 
 
 def _first_other(case: _Case, start: TeacherDegrees, low: int, high: int) -> int:

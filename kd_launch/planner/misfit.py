@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from kd_launch.cluster import Cluster
 from kd_launch.plan import Layout, RoleLayout, describe_role
+from kd_launch.planner.allocations import Allocation, colocations, splits
 from kd_launch.planner.choices import Choice
-from kd_launch.planner.layouts import Allocation, allocations, pinned_gpus
+from kd_launch.planner.layouts import pinned_gpus
+from kd_launch.planner.options import StudentOption, TeacherOption, Unit
 from kd_launch.planner.pairing import choices_on, colocated_gib, units_of
 from kd_launch.planner.prediction import layout_of
 from kd_launch.planner.reasons import figure
-from kd_launch.planner.tables import StudentOption, Tables, TeacherOption, Unit
+from kd_launch.planner.tables import Tables
 from kd_launch.spec import Spec, StudentParallelism, TeacherParallelism
 
 MOST_NODES = 1024
@@ -112,7 +114,7 @@ def _closest(tables: Tables, cluster: Cluster) -> _Miss | None:
     choices = (
         choice
         for allocation in _largest(tables.spec, cluster)
-        for unit in units_of(boundless, allocation)
+        for unit in units_of(boundless, allocation.student.gpus)
         if (choice := _least_memory(boundless, allocation, unit)) is not None
     )
     return min((_miss(layout_of(boundless, choice)) for choice in choices), key=lambda miss: miss.excess, default=None)
@@ -121,7 +123,8 @@ def _closest(tables: Tables, cluster: Cluster) -> _Miss | None:
 def _largest(spec: Spec, cluster: Cluster) -> list[Allocation]:
     """More GPUs of a kind never need more memory each."""
     found: dict[tuple[str, str, str, bool], list[Allocation]] = {}
-    for allocation in allocations(spec, cluster):
+    apart = (split.allocation(split.counts[-1]) for split in splits(spec, cluster))
+    for allocation in itertools.chain(colocations(spec, cluster), apart):
         key = (allocation.placement, allocation.teacher.pool, allocation.student.pool, allocation.shares_nodes)
         kept = found.setdefault(key, [])
         if not kept or allocation.gpus >= kept[0].gpus:
@@ -132,7 +135,7 @@ def _largest(spec: Spec, cluster: Cluster) -> list[Allocation]:
 def _least_memory(boundless: Tables, allocation: Allocation, unit: Unit) -> Choice | None:
     colocated = allocation.placement == "colocated"
     teachers = boundless.teachers(allocation.teacher, unit)
-    students = boundless.students(allocation.student, unit, holds_head=True)
+    students = boundless.students(allocation.student, unit)
     if not teachers or not students:
         return None
     if colocated:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from kd_launch.architecture import Architecture
 from kd_launch.cluster import Cluster, Pool
 from kd_launch.errors import SpecError, UnknownNameError, nearest
-from kd_launch.planner.layouts import allowed_pools, divisors, most_nodes, pinned_gpus
+from kd_launch.planner.allocations import allowed_pools, most_nodes
+from kd_launch.planner.layouts import divisors, pinned_gpus
 from kd_launch.spec import Spec
 
 

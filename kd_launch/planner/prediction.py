@@ -13,7 +13,8 @@ from kd_launch.cost.setting import StudentDegrees
 from kd_launch.plan import Interval, Layout, RoleLayout
 from kd_launch.planner.choices import Choice
 from kd_launch.planner.layouts import Share
-from kd_launch.planner.tables import Tables, family
+from kd_launch.planner.options import family
+from kd_launch.planner.tables import Tables
 
 CONTEXT = "context"
 BUFFERS = "payload buffers"

@@ -13,10 +13,11 @@ from kd_launch.plan import Layout, Plan, Search, unsupported_by_runtime
 from kd_launch.planner.baseline import baseline_of
 from kd_launch.planner.choices import Choice, pareto, ranked, varied
 from kd_launch.planner.inflections import inflections_of
+from kd_launch.planner.knee import bend, knee_of
 from kd_launch.planner.misfit import explain_misfit
-from kd_launch.planner.pairing import all_choices
 from kd_launch.planner.pins import check_pins
 from kd_launch.planner.prediction import layout_of
+from kd_launch.planner.pruning import all_choices
 from kd_launch.planner.reasons import reason_for, warnings_for
 from kd_launch.planner.tables import Tables
 from kd_launch.spec import Spec
@@ -45,17 +46,13 @@ def make_plan(
     start = clock()
     check_pins(spec, cluster, teacher, student)
     tables = Tables(spec, setting_of(spec, teacher, student), sites_of(spec, cluster))
-    found = list(all_choices(tables, cluster))
-    if not found:
-        raise DoesNotFitError(explain_misfit(tables, cluster))
+    found = _all_that_fits(tables, cluster)
     order = ranked(found, spec.objective)
-    best, runnable = order[0], _first_runnable(tables, order)
-    if cluster.scheduler == "local" and runnable is None:
-        raise DoesNotFitError(_nothing_runs(layout_of(tables, best)))
-    taken = runnable if cluster.scheduler == "local" and runnable is not None else best
-    chosen, first = layout_of(tables, taken), layout_of(tables, best)
+    taken, runnable = _taken(tables, cluster, order)
+    chosen, first = layout_of(tables, taken), layout_of(tables, order[0])
     runs = None if runnable is None else layout_of(tables, runnable)
     candidates = [layout_of(tables, choice) for choice in varied(order, top, taken)]
+    front = pareto(found)
     baseline = baseline_of(tables, cluster)
     return Plan(
         name=spec.name or "plan",
@@ -63,12 +60,38 @@ def make_plan(
         candidates=candidates,
         baseline=baseline,
         baseline_engine_factor=find_engine(tables.setting.constants.baseline.engine).compute_factor,
-        pareto=[layout_of(tables, choice) for choice in pareto(found)],
+        pareto=[layout_of(tables, choice) for choice in front],
+        knee=knee_of(spec, cluster, chosen, layout_of(tables, bend(front))),
         inflections=inflections_of(tables, chosen),
         why=reason_for(spec, cluster, chosen, candidates, baseline),
         warnings=warnings_for(tables, cluster, chosen, first, runs),
         search=Search(evaluated=tables.evaluated + len(found), rejected=dict(tables.rejected), seconds=clock() - start),
     )
+
+
+def best_layout(spec: Spec, cluster: Cluster, teacher: Architecture, student: Architecture) -> Layout:
+    """The choice alone. Raises as make_plan does."""
+    check_pins(spec, cluster, teacher, student)
+    tables = Tables(spec, setting_of(spec, teacher, student), sites_of(spec, cluster))
+    taken, _ = _taken(tables, cluster, ranked(_all_that_fits(tables, cluster), spec.objective))
+    return layout_of(tables, taken)
+
+
+def _all_that_fits(tables: Tables, cluster: Cluster) -> list[Choice]:
+    found = list(all_choices(tables, cluster))
+    if not found:
+        raise DoesNotFitError(explain_misfit(tables, cluster))
+    return found
+
+
+def _taken(tables: Tables, cluster: Cluster, order: list[Choice]) -> tuple[Choice, Choice | None]:
+    """The choice, and the best that this version's runtime runs: on this machine the same."""
+    runnable = _first_runnable(tables, order)
+    if cluster.scheduler != "local":
+        return order[0], runnable
+    if runnable is None:
+        raise DoesNotFitError(_nothing_runs(layout_of(tables, order[0])))
+    return runnable, runnable
 
 
 def setting_of(spec: Spec, teacher: Architecture, student: Architecture) -> Setting:

@@ -1,10 +1,12 @@
 """YAML text with the line of every key: so that a wrong value is answered with file:line, whoever finds it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+from yaml.reader import ReaderError
 
 from kd_launch.errors import SpecError
 
@@ -25,6 +27,9 @@ _SCALARS = {
 
 # A few nested anchors make a small file a huge one; no spec is this long.
 _MOST_VALUES = 10_000
+
+# What PyYAML raises for scalars that are not what their tag says, such as `!!int _` and `!!bool x`.
+_VALUE_ERRORS = (ValueError, OverflowError, LookupError, TypeError, AttributeError)
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,37 +77,44 @@ def parse(name: str, text: str) -> Document:
     Raises:
         SpecError: not YAML, not a mapping, or a key that stands twice.
     """
-    loader = _Loader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            raise SpecError(f"{name}: is empty; `kd-launch init` writes one to start from")
-        if not isinstance(node, yaml.MappingNode):
-            raise SpecError(f"{name}:{_line(node)}: must be a mapping of keys to values")
-        lines: dict[KeyPath, int] = {}
-        _collect(name, node, (), lines, 0)
-        return Document(name, loader.construct_document(node), lines)
+        with _loading(text) as loader:
+            node = loader.get_single_node()
+            if node is None:
+                raise SpecError(f"{name}: is empty; `kd-launch init` writes one to start from")
+            if not isinstance(node, yaml.MappingNode):
+                raise SpecError(f"{name}:{_line(node)}: must be a mapping of keys to values")
+            lines: dict[KeyPath, int] = {}
+            _collect(name, node, (), lines, 0)
+            return Document(name, loader.construct_document(node), lines)
     except yaml.YAMLError as error:
-        raise SpecError(_yaml_message(name, error)) from error
-    except (ValueError, RecursionError, OverflowError) as error:
+        raise SpecError(_yaml_message(name, text, error)) from error
+    except RecursionError as error:
+        raise SpecError(f"{name}: is nested too deeply") from error
+    except _VALUE_ERRORS as error:
         raise SpecError(f"{name}: cannot be read as YAML: {error}") from error
-    finally:
-        loader.dispose()
 
 
 def parse_value(argument: str, text: str) -> Any:
     """The value on the right of `--set key=value`, read as YAML."""
-    loader = _Loader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _collect(f"--set {argument}", node, (), {}, 0)
-        return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        with _loading(text) as loader:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _collect(f"--set {argument}", node, (), {}, 0)
+            return loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError, *_VALUE_ERRORS) as error:
         raise SpecError(
             f"--set {argument}: the value is no YAML; quote it for YAML too, such as --set name='\"x: y\"'"
         ) from error
+
+
+@contextmanager
+def _loading(text: str) -> Iterator[_Loader]:
+    loader = _Loader(text)  # raises, too, at a control character
+    try:
+        yield loader
     finally:
         loader.dispose()
 
@@ -135,8 +147,11 @@ def _collect(name: str, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int
             _collect(name, item, (*path, index), lines, depth + 1)
 
 
-def _yaml_message(name: str, error: yaml.YAMLError) -> str:
+def _yaml_message(name: str, text: str, error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{name}:{mark.line + 1}: is no YAML: {error.problem} (column {mark.column + 1})"
+    if isinstance(error, ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return f"{name}:{line}: is no YAML: holds the control character {chr(error.character)!r}; leave it out"
     return f"{name}: is no YAML: {' '.join(str(error).split())}"

@@ -6,8 +6,11 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from kd_launch.errors import nearest
+from kd_launch.errors import nearest, printable
 from kd_launch.reading.document import Document, KeyPath
+
+MOST_SHOWN = 80
+"""Characters of a value."""
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -22,7 +25,7 @@ _EXPECTED = {
     "list_type": "a list",
 }
 _PATTERNS = {
-    r"^[A-Za-z0-9._-]+$": "letters, digits, '.', '_' and '-'",
+    r"^[A-Za-z0-9_][A-Za-z0-9._-]*$": "letters, digits, '.', '_' and '-', not '.' or '-' first",
     r"^[^\x00-\x1f\x7f]*$": "one line of text without control characters",
     r"^[^\x00]*$": "text without NUL characters",
     r"^[A-Za-z_][A-Za-z0-9_]*$": "a variable name: letters, digits and '_'",
@@ -75,7 +78,7 @@ def _shadowed(path: KeyPath, group: Sequence[ErrorDetails], groups: Mapping[KeyP
 def _describe_one(
     where: KeyPath, group: Sequence[ErrorDetails], document: Document, model: type[BaseModel], path: KeyPath
 ) -> str:
-    field = ".".join(str(part) for part in where) or "the file"
+    field = ".".join(printable(str(part), MOST_SHOWN) for part in where) or "the file"
     first = group[0]
     if first["type"] == "missing":
         return f"{document.where(where[:-1])}: {field}: is missing{_hint(model, path)}"
@@ -96,7 +99,7 @@ def _shown(value: Any) -> str:
     text = {True: "true", False: "false", None: "null"}.get(value) if value is None or isinstance(value, bool) else None
     if text is None:
         text = f"'{value}'" if isinstance(value, str) else str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return printable(text, MOST_SHOWN)
 
 
 def _literals(group: Sequence[ErrorDetails]) -> list[str]:

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from kd_launch.cluster import Cluster
-from kd_launch.errors import SpecError
+from kd_launch.errors import SpecError, printable
 from kd_launch.reading.document import Document, Key, KeyPath, parse, parse_value
 from kd_launch.reading.field_errors import describe
+from kd_launch.secret_names import is_secret
 from kd_launch.spec import Spec
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -57,15 +58,9 @@ def load(
     ]
     named = str(cluster) if cluster is not None else document.data.get("cluster")
     if isinstance(named, str):
-        return _load_two(
-            path,
-            document,
-            spec_text,
-            _cluster_path(named, path, cluster is not None, document, environ, cwd),
-            inner,
-            environ,
-            cwd,
-        )
+        where = "--cluster" if cluster is not None else f"{document.where(('cluster',))}: cluster"
+        cluster_path = cwd / named if cluster is not None else _cluster_path(named, path, where, environ)
+        return _load_two(path, document, spec_text, cluster_path, where, inner, environ, cwd)
     document = _override(document, [(("cluster", *keys), value, argument) for keys, value, argument in inner])
     return _load_one(path, document, spec_text, environ, cwd)
 
@@ -86,11 +81,12 @@ def _load_two(
     document: Document,
     spec_text: str,
     cluster_path: Path,
+    where: str,
     inner: Sequence[tuple[KeyPath, Any, str]],
     environ: Mapping[str, str],
     cwd: Path,
 ) -> Loaded:
-    cluster_text = _read(cluster_path, "the cluster file", f"{document.where(('cluster',))}: cluster: ")
+    cluster_text = _read(cluster_path, "the cluster file", f"{where}: ")
     cluster_document = _override(parse(str(cluster_path), cluster_text), inner)
     problems: list[str] = []
     document = replace(document, data={**document.data, "cluster": str(cluster_path)})
@@ -130,7 +126,7 @@ def _finish(
 
 def _stem(path: Path) -> str:
     """A legal name from a file's name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-") or "run"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-.")[:128] or "run"
 
 
 def _read(path: Path, what: str, prefix: str = "") -> str:
@@ -146,15 +142,11 @@ def _read(path: Path, what: str, prefix: str = "") -> str:
         raise SpecError(f"{prefix}{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _cluster_path(
-    named: str, path: Path, from_option: bool, document: Document, environ: Mapping[str, str], cwd: Path
-) -> Path:
-    if from_option:
-        return cwd / named
+def _cluster_path(named: str, path: Path, where: str, environ: Mapping[str, str]) -> Path:
     try:
         return (path.parent / expand(named, environ)).absolute()
     except SpecError as error:
-        raise SpecError(f"{document.where(('cluster',))}: cluster: {error}") from error
+        raise SpecError(f"{where}: {error}") from error
 
 
 # --set
@@ -162,11 +154,12 @@ def _cluster_path(
 
 def _parse_override(argument: str) -> tuple[KeyPath, Any, str]:
     dotted, equals, text = argument.partition("=")
+    argument = f"{dotted}=***" if is_secret(dotted.rpartition(".")[2], text) else printable(argument, 200)
     if not equals or not dotted.strip():
         raise SpecError(f"--set {argument}: must be key=value, such as --set training.steps=10")
     keys: list[Key] = [int(part) if part.isdigit() else part for part in dotted.strip().split(".")]
     if "" in keys:
-        raise SpecError(f"--set {argument}: '{dotted}' has an empty part between its dots")
+        raise SpecError(f"--set {argument}: '{printable(dotted, 80)}' has an empty part between its dots")
     return tuple(keys), parse_value(argument, text), argument
 
 
@@ -280,7 +273,7 @@ def _expand_at(
         else:
             data = data[key] if isinstance(data, list) and isinstance(key, int) else None
     last = keys[-1]
-    exists = (isinstance(data, dict) and last in data) or isinstance(data, list)
+    exists = last in data if isinstance(data, dict) else isinstance(data, list) and isinstance(last, int)
     if not exists or not isinstance(data[last], str) or not data[last]:
         return
     try:

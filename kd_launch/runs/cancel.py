@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from kd_launch.commands import Runner
-from kd_launch.errors import CheckError
+from kd_launch.errors import CheckError, SpecError
 from kd_launch.local.processes import ProcessIdentity, is_alive, send, with_variable
 from kd_launch.local.surroundings import RUN_VARIABLE
 from kd_launch.plan import read_run_plan
@@ -63,8 +63,16 @@ def _cancel_here(run: RunDir, state: RunState, sleep: Callable[[float], None]) -
         _end_controller(run, state.controller, attempt, sleep)
     _kill_leftovers(state, sleep)
     if not had_ended and not run.end_record(attempt).exists():
-        _write_end(run, attempt, read_run_plan(run.plan).layout.world_size)
+        _write_end(run, attempt, _world_size(run))
     return had_ended
+
+
+def _world_size(run: RunDir) -> int:
+    """0 where the plan is damaged: that must keep nobody from ending a run."""
+    try:
+        return read_run_plan(run.plan).layout.world_size
+    except SpecError:
+        return 0
 
 
 def _end_controller(run: RunDir, controller: ProcessIdentity, attempt: int, sleep: Callable[[float], None]) -> None:

@@ -1,6 +1,7 @@
 """The items of the schedule as tensors: what a rank computes on, and what a payload's stamp says of it."""
 
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from kd_launch.plan import RunPlan
 from kd_launch.runtime.data import Item, Rows, Store, schedule_of
 from kd_launch.runtime.parallel import MicroBatch
 from kd_launch.runtime.payload import Kind, Stamp
+
+KEPT = 16
+"""Items whose sequences are kept: receives are posted a few items ahead."""
 
 
 class Batches:
@@ -25,11 +29,16 @@ class Batches:
         self._device = device
         self.schedule = schedule_of(run, *(len(store) for store in self._stores.values()))
         self._order = self.schedule.order()
+        self._read: OrderedDict[int, Rows] = OrderedDict()
         self._text_alone = run.spec.distillation.cross_entropy_weight == 1.0
 
     def rows(self, item: Item) -> Rows:
-        """The sequences of an item, possibly none."""
-        return self._stores[item.kind].rows(item.rows)
+        """The sequences of an item, possibly none. The last ones are kept: a stamp is made of them, then a batch."""
+        if item.number not in self._read:
+            self._read[item.number] = self._stores[item.kind].rows(item.rows)
+            while len(self._read) > KEPT:
+                self._read.popitem(last=False)
+        return self._read[item.number]
 
     def loss_tokens(self, step: int) -> int:
         """Loss tokens of the whole global batch of a step."""
@@ -58,6 +67,14 @@ class Batches:
     def needs_teacher(self, item: Item) -> bool:
         """Whether anything of the loss on this item comes from the teacher: not when training on the text alone."""
         return len(item.rows) > 0 and not (self._text_alone and item.kind == "train")
+
+    def teacher_tokens(self, item: Item) -> int:
+        """Loss tokens of an item that the teacher is asked about."""
+        return self._stores[item.kind].loss_tokens(item.rows) if self.needs_teacher(item) else 0
+
+    def beside(self, item: Item, student: int) -> Item:
+        """What another student rank works on in the same round."""
+        return self.schedule.item_beside(item, student, self._order)
 
     def stamp(self, item: Item, attempt: int, kind: Kind) -> Stamp:
         """What a payload for this item must say of itself."""

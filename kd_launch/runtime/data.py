@@ -255,6 +255,12 @@ class Schedule:
                 rows = order.rows(turn.step) if turn.kind == "train" else np.arange(self.eval_sequences)
             yield from (self._item(turn, student, rows) for student in students)
 
+    def item_beside(self, item: Item, student: int, order: Order) -> Item:
+        """What another student rank works on in the round of `item`."""
+        turn = Round(item.number // self.students, item.kind, item.step, item.micro_batch)
+        rows = order.rows(item.step) if item.kind == "train" else np.arange(self.eval_sequences)
+        return self._item(turn, student, rows)
+
     def _item(self, turn: Round, student: int, rows: NDArray[np.int64]) -> Item:
         start = (turn.micro_batch * self.students + student) * self.micro_batch_size
         return Item(

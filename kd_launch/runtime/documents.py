@@ -14,6 +14,10 @@ Message = dict[str, Any]
 Conversation = list[Message]
 
 
+MOST_BYTES = 1 << 30
+"""Of one line, and of one file that is read as a whole: more is a mistake, and would take several times the memory."""
+
+
 @dataclass(frozen=True)
 class Document:
     """One text, or one conversation, and where it stands."""
@@ -84,15 +88,20 @@ def first_line(error: Exception) -> str:
 
 def _read_text(file: Path, _: Data) -> Iterator[Document]:
     """The whole file is one document."""
-    yield Document(str(file), as_text(file.read_bytes(), str(file)))
+    yield Document(str(file), as_text(_whole(file, "split it, or write its documents as JSON lines"), str(file)))
 
 
 def _read_lines(file: Path, data: Data) -> Iterator[Document]:
     """JSON lines. Only a newline ends a line: JSON strings may hold the other separators of Unicode."""
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(iter(lambda: lines.readline(MOST_BYTES + 1), b""), start=1):
+            place = f"{file}:{number}"
+            if len(line) > MOST_BYTES:
+                raise SpecError(
+                    f"{place}: the line is longer than {MOST_BYTES >> 20} MiB; JSON lines hold one document each: does "
+                    "the file lack its line breaks?"
+                )
             if line.strip():
-                place = f"{file}:{number}"
                 yield _document(place, _parse(as_text(line.rstrip(), place), place), data)
 
 
@@ -103,7 +112,9 @@ def _read_json(file: Path, data: Data) -> Iterator[Document]:
     if not start.startswith(b"["):
         yield from _read_lines(file, data)
         return
-    rows = _parse(as_text(file.read_bytes(), str(file)), str(file))
+    rows = _parse(
+        as_text(_whole(file, "write its items as JSON lines, which are read one by one"), str(file)), str(file)
+    )
     for number, row in enumerate(rows):
         yield _document(f"{file}: item {number}", row, data)
 
@@ -143,6 +154,14 @@ _READERS: Mapping[str, Callable[[Path, Data], Iterator[Document]]] = {
     ".json": _read_json,
     ".parquet": _read_parquet,
 }
+
+
+def _whole(file: Path, advice: str) -> bytes:
+    """The bytes of a file that must be in memory at once."""
+    size = file.stat().st_size
+    if size > MOST_BYTES:
+        raise SpecError(f"{file}: has {size >> 20} MiB, and at most {MOST_BYTES >> 20} are read as one piece; {advice}")
+    return file.read_bytes()
 
 
 # --- bytes and values, checked

@@ -1,11 +1,11 @@
 """Hub ids -> the Hugging Face cache: weights as safetensors, tokenizers and configs, where there is network."""
 
-import json
 from pathlib import Path
 
 from kd_launch.errors import SpecError
 from kd_launch.runtime.documents import first_line
 from kd_launch.sources import TOKENIZER_FILES, ModelFiles
+from kd_launch.weight_files import missing_weights
 
 CONFIGS = ("config.json", "generation_config.json")
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -73,15 +73,3 @@ def _snapshot(model: ModelFiles, weights: bool, offline: str | None) -> Path:
             f"come from the hub: {offline or first_line(error)}; run `kd-launch prepare` where there is network"
         ) from error
     return Path(folder)
-
-
-def missing_weights(folder: Path) -> str | None:
-    """The name of a weight file that a model's folder should have but has not; None when all are there."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return None if any(folder.glob("*.safetensors")) else "*.safetensors"
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise SpecError(f"{index}: is damaged: {first_line(error)}") from error
-    return next((name for name in names if not (folder / name).is_file()), None)

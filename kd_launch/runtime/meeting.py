@@ -23,6 +23,10 @@ PATIENCE = timedelta(minutes=30)
 CONNECT = timedelta(seconds=10)
 
 
+OURS = "this attempt's"
+"""The key by which a store is recognised, under the secret."""
+
+
 class MeetingError(RunFailedError):
     """The ranks cannot reach the store."""
 
@@ -40,10 +44,17 @@ class Address:
 
         Raises:
             RuntimeError: torch's words: nobody answers there.
+            MeetingError: another job's store does.
         """
         client = TCPStore(self.host, self.port, is_master=False, timeout=CONNECT)
         client.set_timeout(PATIENCE)
-        return PrefixStore(self.secret, client)
+        store = PrefixStore(self.secret, client)
+        if not store.check([OURS]):  # its rank 0 wrote it before anybody could know the address
+            raise MeetingError(
+                f"the store at {self.host}:{self.port} is not this attempt's: rank 0 of it has ended, and another job "
+                "has taken its port; see the log of rank 0"
+            )
+        return store
 
 
 def meeting_host(cluster: Cluster, hostname: str) -> str:
@@ -61,7 +72,7 @@ def meet(place: Environment, run_dir: RunDir, cluster: Cluster) -> tuple[Store, 
     """The store of this attempt, which rank 0 serves on its own host. The others wait for it as long as they live.
 
     Raises:
-        MeetingError: rank 0 cannot reach itself.
+        MeetingError: rank 0 cannot reach itself, or another job's store answers in its place.
     """
     if place.rank == 0:
         return _serve(run_dir, place, meeting_host(cluster, socket.gethostname()))
@@ -89,6 +100,8 @@ def _serve(run_dir: RunDir, place: Environment, host: str) -> tuple[Store, Addre
         ) from error
     server.set_timeout(PATIENCE)
     address = Address(host, server.port, secrets.token_hex(16))
+    store = PrefixStore(address.secret, server)
+    store.set(OURS, "1")
     known = {"host": host, "port": address.port, "secret": address.secret, "node": place.host}
     write_json(run_dir.store_address(place.attempt), known, mode=0o600)
-    return PrefixStore(address.secret, server), address
+    return store, address

@@ -1,6 +1,5 @@
 """Models on disk -> modules in memory: the frozen teacher, the student, the teacher's head alone; and the way back."""
 
-import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from kd_launch.architecture import from_config
 from kd_launch.errors import SpecError
 from kd_launch.runtime.losses import Head
 from kd_launch.runtime.tokenizer_pair import load_tokenizer
+from kd_launch.runtime.weights import Weights, weight_files
 from kd_launch.sources import model_sources
 from kd_launch.spec import Spec, Student, Teacher, TeacherLayers
 
@@ -66,20 +66,37 @@ def _load(role: Teacher | Student, where: str, dtype: torch.dtype) -> PreTrained
     return model
 
 
-def load_student(spec: Spec) -> PreTrainedModel:
-    """The student in float32 on the CPU, the same on every rank; `parallel` shards it."""
-    student, start = spec.student, spec.student.start_from
-    if isinstance(start, TeacherLayers):
-        return keep_layers(_load(spec.teacher, "teacher.model", torch.float32), start.teacher_layers)
-    if start == "pretrained":
-        return _load(student, "student.model", torch.float32)
-    # Every rank draws the whole model from one seed and keeps its shard: the weights do not depend on the layout.
-    torch.manual_seed(spec.training.seed)
-    model = AutoModelForCausalLM.from_config(
-        load_config(student, "student.model"), dtype=torch.float32, trust_remote_code=student.trust_remote_code
-    )
+def blank_model(role: Teacher | Student, where: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A role's model, its text part where it reads images too, without storage for its weights."""
+    config = load_config(role, where).get_text_config()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=role.trust_remote_code)
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def blank_student(spec: Spec) -> tuple[PreTrainedModel, Weights | None]:
+    """The student in float32 without storage, and where its weights are read from; None: they are random."""
+    student, start = spec.student, spec.student.start_from
+    if isinstance(start, TeacherLayers):
+        model = blank_model(spec.teacher, "teacher.model", torch.float32)
+        weights = open_weights(spec.teacher, "teacher.model", model)
+        weights.renumber(layers_name(model), start.teacher_layers)
+        return keep_layers(model, start.teacher_layers), weights
+    model = blank_model(student, "student.model", torch.float32)
+    return model, open_weights(student, "student.model", model) if start == "pretrained" else None
+
+
+def open_weights(role: Teacher | Student, where: str, model: PreTrainedModel) -> Weights:
+    """The checkpoint of a role's model."""
+    assert role.model is not None
+    return Weights(model_folder(role.model, role.revision, where), model.base_model_prefix)
+
+
+def layers_name(model: PreTrainedModel) -> str:
+    """What the list of transformer blocks is called, such as "model.layers"."""
+    layers = decoder_layers(model)
+    return next(str(name) for name, module in model.named_modules() if module is layers)
 
 
 def keep_layers(model: PreTrainedModel, kept: tuple[int, ...]) -> PreTrainedModel:
@@ -157,30 +174,6 @@ def load_head(teacher: Teacher, device: torch.device) -> Head:
     return Head(
         _read(names, weight, dtype, device), None if bias is None else _read(names, bias, dtype, device), *rules
     )
-
-
-def weight_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> safetensors file of a model folder.
-
-    Raises:
-        SpecError: no safetensors, or a damaged file.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            return {name: folder / file for name, file in json.loads(index.read_bytes())["weight_map"].items()}
-        except (ValueError, KeyError, AttributeError) as error:
-            raise SpecError(f"{index}: is damaged: {error}") from error
-    single = folder / "model.safetensors"
-    if not single.exists():
-        raise SpecError(
-            f"{folder}: holds no model.safetensors; only safetensors are read, since other files can run code"
-        )
-    try:
-        with safe_open(single, "pt") as file:
-            return dict.fromkeys(file.keys(), single)
-    except Exception as error:  # safetensors raises its own class, outside of any tree
-        raise SpecError(f"{single}: is damaged: {error}") from error
 
 
 def _find(names: dict[str, Path], endings: tuple[str, ...]) -> str | None:

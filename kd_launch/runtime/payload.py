@@ -2,16 +2,22 @@
 
 Only loss tokens travel. A message is one contiguous buffer: a stamp of 64 bytes that says what it is, then the tensors
 of the payload, each row by row. Sizes are derived on both sides and never sent.
+
+Where the ranks of a tensor-parallel teacher share the work of sending, each sends a stripe: some of the vocabulary's
+columns of logits, since it has no others, and of anything else some rows.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kd_launch.runtime.losses import Head, Objective, bucket_divergence, divergence
+from kd_launch.runtime.divergence import Finish
+from kd_launch.runtime.losses import Buckets, Buffer, Head, WholeLogits
+from kd_launch.runtime.pieces import Range, chunk_range
 
 Kind = Literal["hidden_states", "logits", "top_k"]
 STAMP_BYTES = 64
@@ -33,28 +39,50 @@ class PayloadForm:
     """The teacher's."""
     temperature: float
     """At which top-k probabilities are taken."""
+    stripes: int = 1
+    """Messages of one payload: one from each tensor-parallel rank."""
+    head_rows: int = 0
+    """Rows of the teacher's head, padding too, as they are cut over its ranks; 0: as many as `vocabulary`."""
 
-    def parts(self, tokens: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each tensor of a payload of `tokens` loss tokens, in the order of the buffer."""
-        if self.kind == "hidden_states":
-            return [((tokens, self.hidden), self.dtype)]
+    def parts(self, tokens: int, stripe: int = 0) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each tensor of a stripe of a payload of `tokens` loss tokens, as in the buffer."""
         if self.kind == "logits":
-            return [((tokens, self.vocabulary), self.dtype)]
-        k = min(self.top_k, self.vocabulary)
-        return [((tokens, k), torch.int32), ((tokens, k), torch.float32), ((tokens,), torch.float32)]
+            start, stop = self.columns(stripe)
+            return [((tokens, stop - start), self.dtype)]
+        start, stop = self.rows(tokens, stripe)
+        if self.kind == "hidden_states":
+            return [((stop - start, self.hidden), self.dtype)]
+        rows, k = stop - start, min(self.top_k, self.vocabulary)
+        return [((rows, k), torch.int32), ((rows, k), torch.float32), ((rows,), torch.float32)]
 
-    def empty(self, device: torch.device) -> list[Tensor]:
+    def rows(self, tokens: int, stripe: int) -> Range:
+        """The tokens of a stripe of hidden states or top-k logits."""
+        return chunk_range(tokens, stripe, self.stripes)
+
+    def columns(self, stripe: int) -> Range:
+        """The vocabulary of a stripe of logits: what both models have of the rows of the head that its rank holds."""
+        start, stop = chunk_range(self.head_rows or self.vocabulary, stripe, self.stripes)
+        return min(start, self.vocabulary), min(stop, self.vocabulary)
+
+    def cut(self, parts: list[Tensor], tokens: int, stripe: int) -> list[Tensor]:
+        """A rank's stripe of a payload: all that it has of logits, else its rows of what every rank has."""
+        if self.kind == "logits":
+            return parts
+        start, stop = self.rows(tokens, stripe)
+        return [part[start:stop] for part in parts]
+
+    def empty(self, device: torch.device, stripe: int = 0) -> list[Tensor]:
         """The tensors of a payload without loss tokens: a teacher need not compute it."""
-        return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in self.parts(0)]
+        return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in self.parts(0, stripe)]
 
-    def message_bytes(self, tokens: int) -> int:
+    def message_bytes(self, tokens: int, stripe: int = 0) -> int:
         """Bytes of a message, its stamp included."""
-        return STAMP_BYTES + sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.parts(tokens))
+        return STAMP_BYTES + sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.parts(tokens, stripe))
 
-    def views(self, buffer: Tensor, tokens: int) -> list[Tensor]:
+    def views(self, buffer: Tensor, tokens: int, stripe: int = 0) -> list[Tensor]:
         """The tensors of a payload as views into a message's buffer (uint8)."""
         views, at = [], STAMP_BYTES
-        for shape, dtype in self.parts(tokens):
+        for shape, dtype in self.parts(tokens, stripe):
             size = math.prod(shape) * dtype.itemsize
             views.append(buffer[at : at + size].view(dtype).view(shape))
             at += size
@@ -75,20 +103,21 @@ class Stamp:
     kind: Kind
     waited_seconds: float = 0.0
     """Since its last message, by the teacher, for a free buffer. Not compared."""
+    stripe: int = 0
 
     def pack(self) -> Tensor:
         """As 64 bytes."""
         microseconds = round(self.waited_seconds * 1e6)
         words = [_MAGIC, self.attempt, self.micro_batch, self.tokens, self.checksum, _KINDS.index(self.kind)]
-        return torch.tensor([*words, microseconds, 0], dtype=torch.int64).view(torch.uint8)
+        return torch.tensor([*words, microseconds, self.stripe], dtype=torch.int64).view(torch.uint8)
 
     @classmethod
     def unpack(cls, data: Tensor) -> "Stamp | None":
         """Reads 64 bytes; None when they are no stamp."""
-        magic, attempt, micro_batch, tokens, checksum, kind, waited, _ = data.cpu().view(torch.int64).tolist()
+        magic, attempt, micro_batch, tokens, checksum, kind, waited, stripe = data.cpu().view(torch.int64).tolist()
         if magic != _MAGIC or not 0 <= kind < len(_KINDS):
             return None
-        return cls(attempt, micro_batch, tokens, checksum, _KINDS[kind], waited / 1e6)
+        return cls(attempt, micro_batch, tokens, checksum, _KINDS[kind], waited / 1e6, stripe)
 
 
 @dataclass(frozen=True)
@@ -99,14 +128,10 @@ class HiddenStates:
     head: Head
     vocabulary: int
 
-    def divergence(
-        self, student_logits: Tensor, rows: slice, objective: Objective, want_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        teacher_logits = self.head.logits(self.values[rows], self.vocabulary)
-        return divergence(student_logits, teacher_logits.to(student_logits.dtype), objective, want_gradient)
-
-    def cross_entropy(self, rows: slice, labels: Tensor) -> Tensor | None:
-        return _cross_entropy(self.head.logits(self.values[rows], self.vocabulary), labels)
+    def chunk(self, rows: slice, buffer: Buffer) -> WholeLogits:
+        hidden = self.values[rows]
+        out = buffer.rows(len(hidden), self.vocabulary, hidden.dtype)
+        return WholeLogits(self.head.products(hidden, self.vocabulary, out), self.head.finish)
 
 
 @dataclass(frozen=True)
@@ -116,14 +141,19 @@ class Logits:
     values: Tensor
     vocabulary: int
 
-    def divergence(
-        self, student_logits: Tensor, rows: slice, objective: Objective, want_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        teacher_logits = self.values[rows].to(student_logits.dtype, copy=True)
-        return divergence(student_logits, teacher_logits, objective, want_gradient)
+    def chunk(self, rows: slice, buffer: Buffer) -> WholeLogits:  # noqa: ARG002 - they are at hand
+        return WholeLogits(self.values[rows], Finish())
 
-    def cross_entropy(self, rows: slice, labels: Tensor) -> Tensor | None:
-        return _cross_entropy(self.values[rows], labels)
+
+@dataclass(frozen=True)
+class StripedLogits:
+    """The teacher's logits by columns, [n, V / stripes] each; put together a few rows at a time."""
+
+    stripes: Sequence[Tensor]
+    vocabulary: int
+
+    def chunk(self, rows: slice, buffer: Buffer) -> WholeLogits:  # noqa: ARG002 - its dtype may be another
+        return WholeLogits(torch.cat([stripe[rows] for stripe in self.stripes], -1), Finish())
 
 
 @dataclass(frozen=True)
@@ -138,23 +168,11 @@ class TopKLogits:
     """[n], float32, the log of the missing mass."""
     vocabulary: int
 
-    def divergence(
-        self, student_logits: Tensor, rows: slice, objective: Objective, want_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        values, gradient = bucket_divergence(
-            student_logits, self.ids[rows].long(), self.logprobs[rows], self.missing[rows], objective
-        )
-        return values, gradient if want_gradient else None
-
-    def cross_entropy(self, rows: slice, labels: Tensor) -> Tensor | None:  # noqa: ARG002 - a label may be missing
-        return None
+    def chunk(self, rows: slice, buffer: Buffer) -> Buckets:  # noqa: ARG002 - no product is needed
+        return Buckets(self.ids[rows].long(), self.logprobs[rows], self.missing[rows])
 
 
-Payload = HiddenStates | Logits | TopKLogits
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+Payload = HiddenStates | Logits | StripedLogits | TopKLogits
 
 
 def make_payload(form: PayloadForm, hidden: Tensor, head: Head | None, logits: Tensor | None) -> list[Tensor]:
@@ -178,6 +196,49 @@ def make_payload(form: PayloadForm, hidden: Tensor, head: Head | None, logits: T
     top = logprobs.topk(min(form.top_k, form.vocabulary), dim=-1)
     missing = logprobs.scatter(-1, top.indices, -math.inf).logsumexp(-1)
     return [top.indices.to(torch.int32), top.values, missing]
+
+
+@dataclass(frozen=True)
+class TopStripe:
+    """The largest logits of each row in some columns of the vocabulary, and what else there is, as logarithms."""
+
+    values: Tensor
+    """[n, k], logits over the temperature; -inf where a stripe has fewer than k."""
+    ids: Tensor
+    """[n, k], of the whole vocabulary."""
+    rest: Tensor
+    """[n], log of the sum of the exponentials of all others."""
+
+
+def top_stripe(form: PayloadForm, logits: Tensor, first: int) -> TopStripe:
+    """Of the columns from `first` on."""
+    wide, k = logits.float() / form.temperature, min(form.top_k, form.vocabulary)
+    missing = max(0, k - wide.shape[1])
+    if missing:
+        wide = torch.nn.functional.pad(wide, (0, missing), value=-math.inf)
+    top = wide.topk(k, dim=-1)
+    rest = wide.scatter(-1, top.indices, -math.inf).logsumexp(-1)
+    return TopStripe(top.values, top.indices + first, rest)
+
+
+def merge_top(stripes: Sequence[TopStripe], k: int) -> list[Tensor]:
+    """The payload of the k largest logits over all stripes. What is dropped joins the missing mass."""
+    values, ids = torch.cat([s.values for s in stripes], -1), torch.cat([s.ids for s in stripes], -1)
+    top = values.topk(k, dim=-1)
+    dropped = values.scatter(-1, top.indices, -math.inf)
+    rest = torch.cat([dropped, *(s.rest.unsqueeze(-1) for s in stripes)], -1).logsumexp(-1)
+    total = torch.logaddexp(top.values.logsumexp(-1), rest)
+    return [ids.gather(-1, top.indices).to(torch.int32), top.values - total.unsqueeze(-1), rest - total]
+
+
+def open_stripes(form: PayloadForm, stripes: Sequence[list[Tensor]], head: Head | None) -> Payload:
+    """A payload from the tensors of all its stripes."""
+    if form.stripes == 1:
+        return open_payload(form, stripes[0], head)
+    if form.kind == "logits":
+        return StripedLogits([parts[0] for parts in stripes], form.vocabulary)
+    whole = [torch.cat(list(parts)) for parts in zip(*stripes, strict=True)]
+    return open_payload(form, whole, head)
 
 
 def open_payload(form: PayloadForm, parts: list[Tensor], head: Head | None) -> Payload:

@@ -23,7 +23,7 @@ from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.failures import Failure, lost_a_peer
 from kd_launch.runtime.heartbeat import Progress, read_beats
 from kd_launch.runtime.links import checks_of
-from kd_launch.runtime.meeting import Address, read_address
+from kd_launch.runtime.meeting import Address, MeetingError, read_address
 
 MEETING_FACTOR = 5
 """Ranks start apart: a cold file system, a container that one node still pulls."""
@@ -137,7 +137,7 @@ class Preflight:
             keys = {rank: self._key(rank) for rank in range(self._place.world_size)}
             there = {rank: store.check([key]) for rank, key in keys.items()}
             return {rank: Spot.unpack(store.get(keys[rank]).decode()) if there[rank] else None for rank in keys}
-        except RuntimeError:
+        except (RuntimeError, MeetingError):
             return None
 
     def _say(self, number: int, *, left: bool) -> None:

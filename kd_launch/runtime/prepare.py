@@ -5,6 +5,7 @@ standard output and everything else to standard error. Errors are one line and t
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -231,6 +232,7 @@ def quiet_libraries(show_bars: bool) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Runs the program; returns its exit code."""
     quiet_libraries(show_bars=sys.stderr.isatty())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by whoever started us until we are here
     try:
         request = read_request(arguments, sys.stdin)
         with redirect_stdout(sys.stderr):  # whatever a library prints is not the answer

@@ -15,6 +15,7 @@ from kd_launch.runtime.checkpoint.saver import Saver, Storage
 from kd_launch.runtime.checkpoint.state import read_state
 from kd_launch.runtime.checkpoint.tensors import Copies, TrainState
 from kd_launch.runtime.colocated import ColocatedTeacher, PayloadSource, RemoteTeacher
+from kd_launch.runtime.compiling import choose_compare
 from kd_launch.runtime.departure import Departure, grace_seconds
 from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.gate import Gate
@@ -22,15 +23,16 @@ from kd_launch.runtime.heartbeat import Progress
 from kd_launch.runtime.losses import Head
 from kd_launch.runtime.meeting import read_address
 from kd_launch.runtime.metrics import MetricsFile
-from kd_launch.runtime.models import DTYPES, load_head, load_student
+from kd_launch.runtime.models import DTYPES, load_head
 from kd_launch.runtime.optimizer import MakeOptimizer, make_adamw
-from kd_launch.runtime.parallel import shard_student
+from kd_launch.runtime.parallel import load_student
 from kd_launch.runtime.parting import Parting
 from kd_launch.runtime.payload import PayloadForm
+from kd_launch.runtime.pipeline import teach
 from kd_launch.runtime.preflight import Preflight
 from kd_launch.runtime.record import Recorder
 from kd_launch.runtime.student import Learner, Trainer, finish
-from kd_launch.runtime.teacher import load_frozen_teacher, objective, payload_form, teach
+from kd_launch.runtime.teacher import load_frozen_teacher, objective, payload_form
 from kd_launch.runtime.world import World, agree, join, leave
 
 
@@ -98,7 +100,7 @@ def _part_together(world: World, task: Task) -> Parting:
 def _run_teacher(
     world: World, run: RunPlan, batches: Batches, form: PayloadForm, progress: Progress, begin: int
 ) -> None:  # fmt: skip
-    teacher = load_frozen_teacher(run, form, world.device)
+    teacher = load_frozen_teacher(world, run, form)
     progress.total = batches.schedule.items_per_teacher
     progress.enter("training")
     teach(world, run, batches, teacher, form, progress, begin)
@@ -136,9 +138,8 @@ def _learner(
 ) -> Learner:  # fmt: skip
     """The student as this attempt finds it."""
     run, run_dir = task.run, task.run_dir
-    model = load_student(run.spec).to(world.device)
-    dtype = DTYPES[run.spec.student.dtype]
-    student = shard_student(model, objective(run), run.layout.student, world.student_mesh, dtype)
+    compare = choose_compare(run.spec.training.compile, world.device)
+    student = load_student(run, objective(run), world.student_mesh, world.device, compare)
     optimizer = make_optimizer(student, run.spec.training)
     state = TrainState(student, optimizer)
     group = world.checkpoint_group
@@ -153,5 +154,5 @@ def _learner(
 def _payload_source(world: World, run: RunPlan, batches: Batches, form: PayloadForm, begin: int) -> PayloadSource:
     head: Head | None = load_head(run.spec.teacher, world.device) if form.kind == "hidden_states" else None
     if run.layout.colocated:
-        return ColocatedTeacher(load_frozen_teacher(run, form, world.device), batches, form, head)
+        return ColocatedTeacher(world, run, batches, load_frozen_teacher(world, run, form), form, head)
     return RemoteTeacher(world, run, batches, form, head, begin)

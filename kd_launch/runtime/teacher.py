@@ -1,18 +1,35 @@
-"""The teacher: a frozen model that turns micro-batches into payloads, and the loop that streams them."""
+"""The teacher: a frozen model that turns micro-batches into payloads, whole on a rank or split over several."""
+
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kd_launch.plan import RunPlan
-from kd_launch.runtime.batches import Batches
-from kd_launch.runtime.heartbeat import Progress
 from kd_launch.runtime.losses import Head, Objective
 from kd_launch.runtime.models import head_of, head_rules, load_config, load_teacher
 from kd_launch.runtime.parallel import MicroBatch, last_hidden_states
 from kd_launch.runtime.payload import PayloadForm, make_payload
-from kd_launch.runtime.transport import Parcel, Sender
+from kd_launch.runtime.stage import load_stage
 from kd_launch.runtime.world import World
+
+
+class Teacher(Protocol):
+    """The part of a teacher that one rank has."""
+
+    def payload(self, batch: MicroBatch, hidden: Tensor | None = None) -> list[Tensor]:
+        """Of the last pipeline stage the tensors of a micro-batch's payload, else the activations for the next stage.
+
+        Args:
+            batch: on this rank's device.
+            hidden: the activations of the stage before; None on the first.
+        """
+        ...
+
+    def idle(self) -> None:
+        """Takes part in a forward of the ranks that this one shares its weights with."""
+        ...
 
 
 class FrozenTeacher:
@@ -30,13 +47,15 @@ class FrozenTeacher:
             self._whole = model
 
     @torch.inference_mode()
-    def payload(self, batch: MicroBatch) -> list[Tensor]:
+    def payload(self, batch: MicroBatch, hidden: Tensor | None = None) -> list[Tensor]:  # noqa: ARG002 - no stage before
         """The payload's tensors of a micro-batch."""
         if self._whole is not None:
             logits = self._whole(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).logits
             return make_payload(self._form, logits, None, logits.flatten(0, 1)[batch.index])
-        hidden = last_hidden_states(self._base, batch)
-        return make_payload(self._form, hidden, self.head, None)
+        return make_payload(self._form, last_hidden_states(self._base, batch), self.head, None)
+
+    def idle(self) -> None:
+        """Nobody shares its weights."""
 
 
 def payload_form(run: RunPlan, kind_dtype: torch.dtype) -> PayloadForm:
@@ -48,7 +67,7 @@ def payload_form(run: RunPlan, kind_dtype: torch.dtype) -> PayloadForm:
     vocabulary = min(teacher.vocab_size, student.vocab_size)
     return PayloadForm(
         run.layout.payload, teacher.hidden_size, vocabulary, spec.distillation.top_k, kind_dtype,
-        spec.distillation.temperature,
+        spec.distillation.temperature, run.layout.teacher.tp, teacher.vocab_size,
     )  # fmt: skip
 
 
@@ -58,26 +77,10 @@ def objective(run: RunPlan) -> Objective:
     return Objective(asked.beta, asked.temperature, asked.cross_entropy_weight)
 
 
-def load_frozen_teacher(run: RunPlan, form: PayloadForm, device: torch.device) -> FrozenTeacher:
-    return FrozenTeacher(load_teacher(run.spec.teacher, device), form)
-
-
-def teach(
-    world: World, run: RunPlan, batches: Batches, teacher: FrozenTeacher, form: PayloadForm, progress: Progress,
-    begin: int = 0,
-) -> None:  # fmt: skip
-    """Streams the payload of each of this rank's micro-batches from step `begin` on, `prefetch` ahead of its
-    students."""
-    assert world.lane is not None
-    students = run.layout.student_ranks
-    sender = Sender(form, world.lane, max(1, run.layout.prefetch), world.device, batches.most_tokens())
-    for item in batches.items_of_teacher(world.role_rank, begin):
-        stamp = batches.stamp(item, world.attempt, form.kind)
-        parcel = Parcel(item.number, students[item.student], stamp)
-        parts = teacher.payload(batches.micro_batch(item)) if stamp.tokens else form.empty(world.device)
-        with progress.waiting(f"a student to take a micro-batch before {item.number}"):
-            sender.send(parcel, parts)
-        progress.done += 1
-        progress.move()
-    with progress.waiting("the students to take the last micro-batches"):
-        sender.drain()
+def load_frozen_teacher(world: World, run: RunPlan, form: PayloadForm) -> Teacher:
+    """This rank's part of the teacher."""
+    layout = run.layout.teacher
+    if layout.fsdp * layout.tp * layout.pp == 1:
+        return FrozenTeacher(load_teacher(run.spec.teacher, world.device), form)
+    assert world.teacher is not None
+    return load_stage(run, form, world.teacher, world.device)

@@ -38,11 +38,11 @@ class Sender:
     """The teacher's side."""
 
     def __init__(
-        self, form: PayloadForm, group: dist.ProcessGroup, depth: int, device: torch.device, most: int
+        self, form: PayloadForm, group: dist.ProcessGroup, depth: int, device: torch.device, most: int, stripe: int = 0
     ) -> None:
-        """Makes `depth` buffers for messages of at most `most` loss tokens."""
+        """Makes `depth` buffers for stripes of payloads of at most `most` loss tokens."""
         self._form, self._group = form, group
-        self._free = deque(_buffer(form, most, device) for _ in range(depth))
+        self._free = deque(_buffer(form, most, device, stripe) for _ in range(depth))
         self._in_flight: deque[tuple[dist.Work, Tensor]] = deque()
         self._waited = 0.0
 
@@ -52,10 +52,11 @@ class Sender:
             self._reclaim()
         buffer = self._free.popleft()
         tokens = parcel.stamp.tokens
-        message = buffer[: self._form.message_bytes(tokens)]
+        stripe = parcel.stamp.stripe
+        message = buffer[: self._form.message_bytes(tokens, stripe)]
         stamp = Stamp(**{**vars(parcel.stamp), "waited_seconds": self._waited})
         message[:STAMP_BYTES].copy_(stamp.pack())
-        for view, part in zip(self._form.views(message, tokens), parts, strict=True):
+        for view, part in zip(self._form.views(message, tokens, stripe), parts, strict=True):
             view.copy_(part)
         self._waited = 0.0
         work = dist.isend(message, parcel.peer, group=self._group)
@@ -75,8 +76,17 @@ class Sender:
         self._free.append(buffer)
 
 
+@dataclass(frozen=True)
+class _Slot:
+    """One stripe of a payload: where it comes, and the receive that is posted."""
+
+    parcel: Parcel
+    work: dist.Work
+    message: Tensor
+
+
 class Receiver:
-    """The student's side. `take` the next message, use it, then `release` it: that posts the receive after next."""
+    """The student's side. `take` the next payload, use it, then `release` it: that posts the receive after next."""
 
     def __init__(
         self,
@@ -85,49 +95,58 @@ class Receiver:
         depth: int,
         device: torch.device,
         most: int,
-        parcels: Iterator[Parcel],
+        parcels: Iterator[tuple[Parcel, ...]],
     ) -> None:
-        """Makes `depth` buffers; `parcels` yields what this rank will receive, in order."""
+        """Makes `depth` buffers; `parcels` yields what this rank will receive, in order, by payloads of stripes."""
         self._form, self._group, self._parcels = form, group, parcels
-        self._free = deque(_buffer(form, most, device) for _ in range(depth))
-        self._posted: deque[tuple[Parcel, dist.Work, Tensor]] = deque()
-        self._held: Tensor | None = None
+        self._free = deque(
+            [_buffer(form, most, device, stripe) for stripe in range(form.stripes)] for _ in range(depth)
+        )
+        self._posted: deque[tuple[list[_Slot], list[Tensor]]] = deque()
+        self._held: list[Tensor] | None = None
         self._post()
 
-    def take(self) -> tuple[list[Tensor], Stamp, float]:
-        """The next payload's tensors (views, valid until `release`), its stamp, and the seconds waited for it.
+    def take(self) -> tuple[list[list[Tensor]], float, float]:
+        """The next payload.
+
+        Returns:
+            The tensors of each stripe (views, valid until `release`), the seconds that this side waited for it, and
+            those that the other side waited for a free buffer since its last one.
 
         Raises:
-            TransportError: the message is not the one that this rank expects next.
+            TransportError: a message is not the one that this rank expects next.
         """
-        parcel, work, buffer = self._posted.popleft()
+        slots, buffers = self._posted.popleft()
         started = time.perf_counter()
-        work.wait()
+        for slot in slots:
+            slot.work.wait()
         waited = time.perf_counter() - started
-        stamp = Stamp.unpack(buffer[:STAMP_BYTES])
-        check_stamp(parcel, stamp)
-        assert stamp is not None
-        self._held = buffer
-        return self._form.views(buffer, parcel.stamp.tokens), stamp, waited
+        stamps = [check_stamp(slot.parcel, Stamp.unpack(slot.message[:STAMP_BYTES])) for slot in slots]
+        self._held = buffers
+        views = [self._form.views(slot.message, slot.parcel.stamp.tokens, slot.parcel.stamp.stripe) for slot in slots]
+        return views, waited, max(stamp.waited_seconds for stamp in stamps)
 
     def release(self) -> None:
-        """Gives the buffer of the last `take` back."""
+        """Gives the buffers of the last `take` back."""
         assert self._held is not None
         self._free.append(self._held)
         self._held = None
         self._post()
 
     def _post(self) -> None:
-        while self._free and (parcel := next(self._parcels, None)) is not None:
-            buffer = self._free.popleft()
-            message = buffer[: self._form.message_bytes(parcel.stamp.tokens)]
-            work = dist.irecv(message, parcel.peer, group=self._group)
-            assert work is not None
-            self._posted.append((parcel, work, buffer))
+        while self._free and (parcels := next(self._parcels, None)) is not None:
+            buffers = self._free.popleft()
+            self._posted.append(([self._slot(*pair) for pair in zip(parcels, buffers, strict=True)], buffers))
+
+    def _slot(self, parcel: Parcel, buffer: Tensor) -> _Slot:
+        message = buffer[: self._form.message_bytes(parcel.stamp.tokens, parcel.stamp.stripe)]
+        work = dist.irecv(message, parcel.peer, group=self._group)
+        assert work is not None
+        return _Slot(parcel, work, message)
 
 
-def check_stamp(parcel: Parcel, found: Stamp | None) -> None:
-    """Compares a message with what was expected.
+def check_stamp(parcel: Parcel, found: Stamp | None) -> Stamp:
+    """Compares a message with what was expected, and returns its stamp.
 
     Raises:
         TransportError: names the teacher's rank, the micro-batch and the first thing that differs.
@@ -135,15 +154,16 @@ def check_stamp(parcel: Parcel, found: Stamp | None) -> None:
     where = f"micro-batch {parcel.number} from teacher rank {parcel.peer}"
     if found is None:
         raise TransportError(f"{where}: the message is no payload; do all ranks run the same version of kd-launch?")
-    for name in ("attempt", "micro_batch", "tokens", "checksum", "kind"):
+    for name in ("attempt", "micro_batch", "tokens", "checksum", "kind", "stripe"):
         expected, got = getattr(parcel.stamp, name), getattr(found, name)
         if expected != got:
             raise TransportError(
                 f"{where}: refused, its {name.replace('_', '-')} is {got} but must be {expected}; "
                 "teacher and student do not work on the same data"
             )
+    return found
 
 
-def _buffer(form: PayloadForm, most: int, device: torch.device) -> Tensor:
+def _buffer(form: PayloadForm, most: int, device: torch.device, stripe: int) -> Tensor:
     # Whole 64-byte lines keep the views of every part aligned.
-    return torch.empty(-(-form.message_bytes(most) // 64) * 64, dtype=torch.uint8, device=device)
+    return torch.empty(-(-form.message_bytes(most, stripe) // 64) * 64, dtype=torch.uint8, device=device)

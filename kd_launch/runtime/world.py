@@ -6,6 +6,7 @@ a group made by its members alone would hang the next one that all make.
 
 import json
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -19,9 +20,22 @@ from kd_launch.plan import Layout, Role, RunPlan
 from kd_launch.run_dir import RunDir
 from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.heartbeat import Progress
-from kd_launch.runtime.links import Check, lanes
+from kd_launch.runtime.links import Check, TeacherPlace, chains, fsdp_groups, lanes, tp_groups
 from kd_launch.runtime.meeting import PATIENCE, meet
 from kd_launch.runtime.preflight import Preflight, PreflightError
+
+
+@dataclass(frozen=True)
+class TeacherGroups:
+    """A teacher rank's place, and what it shares with others of its role; None where there are no others."""
+
+    place: TeacherPlace
+    mesh: DeviceMesh | None
+    """Axes "fsdp" and "tp", those of them with more than one rank."""
+    chain: dist.ProcessGroup | None
+    """The pipeline stages of its instance; only activations, forwards."""
+    delivery: dist.ProcessGroup | None
+    """The same ranks when colocated; only payloads, from the last stage to the others."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,8 @@ class World:
     """All student ranks."""
     lane: dist.ProcessGroup | None
     """Only payloads between the teachers and students of one lane; None when colocated."""
+    teacher: TeacherGroups | None
+    """None on a rank that is a student only."""
 
     @property
     def is_first_student(self) -> bool:
@@ -94,17 +110,14 @@ def _make_groups(place: Environment, layout: Layout, role: Role, device: torch.d
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     # No device_id: with it every new group would split the world's communicator, and unbatched sends would share it.
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=PATIENCE)
+    teacher = _teacher_groups(layout, place.rank, device)
     student_mesh = _student_mesh(layout, device)
     student_group = dist.new_group(list(layout.student_ranks))
-    lane = None
-    for teachers, students in lanes(layout):
-        group = dist.new_group([*teachers, *students])
-        if place.rank in (*teachers, *students):
-            lane = group
+    lane = _own_group(((*teachers, *students) for teachers, students in lanes(layout)), place.rank)
     first = layout.student_ranks.start if role is not Role.TEACHER else 0
     return World(
         place.rank, place.world_size, role, place.rank - first, device, place.attempt, store, student_mesh,
-        student_group, lane,
+        student_group, lane, teacher,
     )  # fmt: skip
 
 
@@ -116,25 +129,69 @@ def _with_side_groups(world: World, layout: Layout) -> World:
     return replace(world, checkpoint_group=groups[0], parting_group=groups[1])
 
 
+def _own_group(groups: Iterable[tuple[int, ...]], rank: int) -> dist.ProcessGroup | None:
+    """Makes every one of the groups; the one that this rank is in."""
+    own = None
+    for members in groups:
+        group = dist.new_group(list(members))
+        if rank in members:
+            own = group
+    return own
+
+
+def _teacher_groups(layout: Layout, rank: int, device: torch.device) -> TeacherGroups | None:
+    tp, fsdp = _own_group(tp_groups(layout), rank), _own_group(fsdp_groups(layout), rank)
+    chain = _own_group(chains(layout), rank)
+    delivery = _own_group(chains(layout), rank) if layout.colocated else None
+    if rank not in layout.teacher_ranks:
+        return None
+    place = TeacherPlace.of(layout.teacher, rank)
+    axes = {"fsdp": fsdp, "tp": tp}
+    groups = {name: group for name, group in axes.items() if group is not None}
+    mesh = None
+    if groups:
+        size = layout.teacher.fsdp * layout.teacher.tp
+        first = rank // size * size
+        ranks = torch.arange(first, first + size, dtype=torch.int).view([group.size() for group in groups.values()])
+        own = list(groups.values())
+        mesh = DeviceMesh.from_group(
+            own if len(own) > 1 else own[0], device.type, ranks if len(own) > 1 else None, mesh_dim_names=tuple(groups)
+        )
+    return TeacherGroups(place, mesh, chain, delivery)
+
+
 def _try(check: Check, world: World) -> None:
     """Opens the connections of a group or of a pair while nothing is in flight yet.
 
     With NCCL each pair has a communicator of its own, and pairs that are opened in different orders wait for ever.
     """
     value = torch.full((1,), float(world.rank), device=world.device)
-    expected = float(sum(check.members))
-    if check.kind == "lane":
-        teacher, student = check.members
-        expected = float(teacher)
-        if world.rank == teacher:
-            dist.send(value, student, group=world.lane)
-        else:
-            dist.recv(value, teacher, group=world.lane)
-    else:
-        group = world.student_group if check.kind == "students" else world.student_mesh.get_group(check.kind)
+    expected = float(check.members[0] if check.is_message else sum(check.members))
+    group = _group_of(check, world)
+    if not check.is_message:
         dist.all_reduce(value, group=group)
+    elif world.rank == check.members[0]:
+        dist.send(value, check.members[1], group=group)
+    else:
+        dist.recv(value, check.members[0], group=group)
     if value.item() != expected:  # waits for the device, too
         raise PreflightError(f"{check.what}: {value.item()} came instead of {expected}")
+
+
+def _group_of(check: Check, world: World) -> dist.ProcessGroup | None:
+    teacher = world.teacher
+    match check.kind:
+        case "lane":
+            return world.lane
+        case "students":
+            return world.student_group
+        case "shard" | "replicate":
+            return world.student_mesh.get_group(check.kind)
+    assert teacher is not None
+    if check.kind in ("chain", "delivery"):
+        return teacher.chain if check.kind == "chain" else teacher.delivery
+    assert teacher.mesh is not None
+    return teacher.mesh.get_group(check.kind)
 
 
 def _student_mesh(layout: Layout, device: torch.device) -> DeviceMesh:

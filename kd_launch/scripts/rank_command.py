@@ -1,22 +1,26 @@
 """What one rank starts on its pool: the pool's settings over the cluster's, in its container, as words."""
 
+import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kd_launch.catalog import find_gpu
 from kd_launch.cluster import Cluster, Container, Pool
-from kd_launch.errors import SpecError
+from kd_launch.errors import SpecError, printable
 from kd_launch.scripts.directives import cores_per_rank
+from kd_launch.secret_names import is_secret, secret_in
 
-# Variables of the scripts, of the ranks, and those that bash lets nobody set.
-TAKEN_NAMES = frozenset(
-    (
-        *("attempt", "caretaker", "left", "line", "lines", "logs", "next", "rank", "run_dir", "srun", "sruns"),
-        *("status", "writers"),
-        *("KD_LAUNCH_ATTEMPT", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE"),
-        *("BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID"),
-    )
+# Variables of the scripts, of the ranks, of Slurm, by which a script finds its own job, and those that bash lets nobody
+# set.
+TAKEN_NAMES = re.compile(
+    r"attempt|caretaker|left|lines?|logs|next|rank|run_dir|sruns?|status|writers"
+    r"|KD_LAUNCH_(ATTEMPT|RUN_DIR)|LOCAL_RANK|LOCAL_WORLD_SIZE|RANK|WORLD_SIZE|SUBMITIT_.*"
+    r"|SLURMD_NODENAME|SLURM_(JOB_?ID|JOB_NODELIST|RESTART_COUNT|PROCID|LOCALID|NODEID|NTASKS|NPROCS|GTIDS|STEP_.*|HET_.*"
+    r"|TASKS_PER_NODE|NTASKS_PER_NODE|.*_HET_GROUP_.*)"
+    r"|BASHOPTS|BASH_VERSINFO|EUID|PPID|SHELLOPTS|UID"
 )
 
 # What makes the GPUs of a vendor usable inside an Apptainer container.
@@ -120,6 +124,16 @@ def check_line(field: str, value: str, forbidden: str = "") -> None:
             raise SpecError(f"{field}: '{value}' holds {character}, which Slurm expands in a log's path; use another")
 
 
+def check_length(field: str, path: Path) -> None:
+    """Room for a file of the run below it: Linux knows names of 255 bytes and paths of 4095.
+
+    Raises:
+        SpecError: names the field and the path.
+    """
+    if any(len(os.fsencode(part)) > 255 for part in path.parts) or len(os.fsencode(path)) > 3800:
+        raise SpecError(f"{field}: '{printable(str(path), 300)}' is too long for the files in it; use a shorter one")
+
+
 def _apptainer(container: Container, pool: Pool) -> list[str]:
     """Apptainer's words, which Singularity, its elder, takes as well."""
     gpus = [] if pool.is_cpu else [GPU_OPTIONS[find_gpu(pool.gpu).vendor]]
@@ -136,8 +150,11 @@ def _mounts(container: Container) -> str:
 
 
 def _check(site: Site) -> None:
-    for name in sorted(TAKEN_NAMES & set(site.environment)):
-        raise SpecError(f"environment: {name} is a variable of the script, of a rank or of bash itself; leave it out")
+    for name in filter(TAKEN_NAMES.fullmatch, sorted(site.environment)):
+        raise SpecError(
+            f"environment: {name} is a variable of the script, of a rank, of Slurm or of bash itself; leave it out"
+        )
+    _refuse_secrets(site)
     for field, text in {"setup": site.setup, **{f"environment: {k}": v for k, v in site.environment.items()}}.items():
         if "\r" in text:  # sbatch refuses a script with one: "contains DOS line breaks"
             raise SpecError(f"{field}: {text!r} holds a carriage return (\\r), which sbatch refuses; leave it out")
@@ -146,6 +163,16 @@ def _check(site: Site) -> None:
     _check_word("python", site.python)
     if site.container is not None:
         _check_word("container.image", site.container.image)
+
+
+def _refuse_secrets(site: Site) -> None:
+    named = next((name for name, value in site.environment.items() if is_secret(name, value)), None)
+    field, name = ("environment", named) if named else ("setup", secret_in(site.setup))
+    if name is not None:
+        raise SpecError(
+            f"{field}: {name} looks like a secret, which the job's script and plan.json would show to all who may read "
+            f"them; export it where you submit, which passes it on, or let setup read it: export {name}=$(< ~/.secret)"
+        )
 
 
 def _check_word(field: str, value: str) -> None:

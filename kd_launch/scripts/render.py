@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+from jinja2.sandbox import SandboxedEnvironment
 
 from kd_launch.cluster import Cluster
 from kd_launch.errors import SpecError
@@ -62,10 +63,11 @@ def fill(template: Path, script: Script) -> str:
     Raises:
         SpecError: it is missing, is no Jinja2, or names a value that `Script` does not have.
     """
-    environment = jinja2.Environment(
+    # Sandboxed: to look at what a colleague's cluster file would start must not run his template's Python.
+    environment = SandboxedEnvironment(
         loader=jinja2.FileSystemLoader(find_template(".")),  # for the parts that templates have in common
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - the text is no HTML; `quote` is its escaping
+        autoescape=False,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

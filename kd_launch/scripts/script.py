@@ -12,6 +12,7 @@ from kd_launch.scripts.directives import Allocation, batch_directives, component
 from kd_launch.scripts.rank_command import (
     Site,
     caretaker_command,
+    check_length,
     check_line,
     container_options,
     rank_command,
@@ -79,6 +80,7 @@ def decide(spec: Spec, cluster: Cluster, layout: Layout, run_dir: Path, run_name
     slurm = cluster.scheduler == "slurm"
     assert run_dir.is_absolute(), run_dir
     check_line("run folder", str(run_dir), forbidden="%\\" if slurm else "")
+    check_length("run folder", run_dir)
     check_line("name", run_name)
     sites = [site_of(cluster, cluster.pool(role.pool), python) for role in _roles(layout).values()]
     shared = shared_by(sites)

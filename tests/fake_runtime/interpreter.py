@@ -16,7 +16,7 @@ from pathlib import Path
 
 def main() -> None:
     match sys.argv[1:]:
-        case ["-c", _]:
+        case ["-c", _, *_]:
             print(os.environ.get("FAKE_PROBE") or json.dumps({"missing": [], "version": version()}))
         case ["-m", "kd_launch.runtime.prepare"]:
             prepare(json.load(sys.stdin))

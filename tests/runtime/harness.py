@@ -1,6 +1,7 @@
 """Tiny models, hand-made stores and run folders, and ranks started as a launcher would start them."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from kd_launch.plan import Interval, Layout, RoleLayout, RunPlan, TokenStores
 from kd_launch.reading.spec_file import load
 from kd_launch.run_dir import RunDir
 from kd_launch.tokens import StoreHeader
+from tests.runtime.forked import AT_IMPORT, ForkedRank, fork_rank
 
 VOCABULARY, SEQUENCE = 97, 24
 
@@ -78,14 +80,18 @@ def make_store(folder: Path, sequences: int, *, seed: int = 0, empty_rows: tuple
 def make_layout(
     *, teachers: int, replicas: int, fsdp: int = 1, colocated: bool = False, micro_batch: int, accumulation: int,
     payload: str = "hidden_states", prefetch: int = 2, reshard: bool = False, recompute: str = "none",
+    split: dict[str, int] | None = None,
 ) -> Layout:  # fmt: skip
-    """A layout on the local pool; its predictions are nothing."""
+    """A layout on the local pool; its predictions are nothing. `split`: the teacher's fsdp, tp and pp."""
+    degrees = {"fsdp": 1, "tp": 1, "pp": 1, **(split or {})}
     gpus = replicas * fsdp
     common = {
         "pool": "here", "partition": None, "nodes": 1, "micro_batch_size": micro_batch, "memory_gib": 0.0,
         "memory_limit_gib": 1.0,
     }  # fmt: skip
-    teacher = RoleLayout(**common, gpus_per_node=teachers, gpus=teachers, replicas=teachers, fsdp=1)
+    teacher = RoleLayout(
+        **common, gpus_per_node=teachers, gpus=teachers, replicas=teachers // math.prod(degrees.values()), **degrees
+    )
     student = RoleLayout(
         **common, gpus_per_node=gpus, gpus=gpus, replicas=replicas, fsdp=fsdp, reshard_after_forward=reshard,
         activation_recompute=recompute,
@@ -130,7 +136,7 @@ class Ranks:
     """The processes of one run."""
 
     run_dir: RunDir
-    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    processes: list[subprocess.Popen[str] | ForkedRank] = field(default_factory=list)
 
     def wait(self, timeout: float = 400) -> list[int]:
         """Exit codes; kills what is left after `timeout` seconds."""
@@ -171,19 +177,32 @@ def start_rank(
     under: tuple[str, ...] = (),
 ) -> "subprocess.Popen[str]":  # fmt: skip
     """Starts one rank as a launcher would. `program` replaces the module by a test's own; `under` starts it in turn."""
-    environment = os.environ | variables_of(launcher, rank, layout.world_size)
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [*under, sys.executable, *program, str(run_dir.path), "--role", layout.role_of(rank)]
+    command = [*under, sys.executable, *program, *_arguments(run_dir, layout, rank)]
     with (run_dir.path / f"rank-{rank}.txt").open("w") as output:
+        environment = _variables(launcher, rank, layout)
         return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
 
 
 def start_ranks(
-    run_dir: RunDir, layout: Layout, program: tuple[str, ...] = MODULE, launcher: str = "torchrun"
+    run_dir: RunDir, layout: Layout, program: tuple[str, ...] = MODULE, launcher: str | None = None
 ) -> Ranks:
-    """Starts every rank."""
-    ranks = range(layout.world_size)
-    return Ranks(run_dir, [start_rank(run_dir, layout, rank, program, launcher) for rank in ranks])
+    """Starts every rank: as new processes of a launcher, or else forked from a process with torch in it."""
+
+    def start(rank: int) -> "subprocess.Popen[str] | ForkedRank":
+        if launcher is not None:
+            return start_rank(run_dir, layout, rank, program, launcher)
+        variables = _variables("torchrun", rank, layout)
+        return fork_rank(program, _arguments(run_dir, layout, rank), variables, run_dir.path / f"rank-{rank}.txt")
+
+    return Ranks(run_dir, [start(rank) for rank in range(layout.world_size)])
+
+
+def _arguments(run_dir: RunDir, layout: Layout, rank: int) -> list[str]:
+    return [str(run_dir.path), "--role", layout.role_of(rank)]
+
+
+def _variables(launcher: str, rank: int, layout: Layout) -> dict[str, str]:
+    return os.environ | variables_of(launcher, rank, layout.world_size) | AT_IMPORT
 
 
 def run_to_end(run_dir: RunDir, layout: Layout, program: tuple[str, ...] = MODULE) -> Ranks:

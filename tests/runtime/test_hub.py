@@ -96,7 +96,7 @@ def test_what_the_hub_cannot_give_is_one_line(tmp_path: Path, endpoint: str) -> 
         ),
         "no safetensors": (
             request(teacher__model="owner/pickled"),
-            r"teacher.model: 'owner/pickled' has no \*.safetensors .*; only safetensors are loaded",
+            r"teacher.model: 'owner/pickled' has no model.safetensors .*; only safetensors are loaded",
         ),
         "missing part": (request(teacher__model="owner/torn"), "'owner/torn' has no two.safetensors"),
         "no data set": (request(train={"hub": "owner/none"}), "data.train: hub data set 'owner/none' cannot be loaded"),

@@ -97,7 +97,7 @@ def test_the_kernel_shows_the_planned_processes_with_different_models(tmp_path: 
     layout = make_layout(**LAYOUTS["2+1"], accumulation=2)
     models = (material.teacher, material.student)
     run_dir = make_run(tmp_path / "run", layout, *models, material.tokens, training__steps=400)
-    ranks = start_ranks(run_dir, layout)
+    ranks = start_ranks(run_dir, layout, launcher="torchrun")
     wait_for_step(run_dir, 3)
     roles = [Path(f"/proc/{p.pid}/cmdline").read_bytes().split(b"\0")[-2].decode() for p in ranks.processes]
     mapped = [mapped_weights(process.pid) for process in ranks.processes]

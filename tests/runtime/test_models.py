@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kd_launch.errors import SpecError
 from kd_launch.plan import TokenStores, read_run_plan
-from kd_launch.runtime.models import export, head_of, keep_layers, load_head, load_teacher, weight_files
+from kd_launch.runtime.models import export, head_of, keep_layers, load_head, load_teacher
 from kd_launch.runtime.parallel import MicroBatch, last_hidden_states
+from kd_launch.runtime.weights import weight_files
 from kd_launch.spec import Teacher
 from tests.runtime.conftest import Material
 from tests.runtime.harness import VOCABULARY, make_layout, make_model, make_run, make_store, run_to_end

@@ -17,7 +17,7 @@ from kd_launch.runtime.departure import Departure
 from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.heartbeat import Beat, Heartbeat, Progress
 from kd_launch.runtime.links import checks_of, rank_list
-from kd_launch.runtime.meeting import meet, meeting_host
+from kd_launch.runtime.meeting import MeetingError, meet, meeting_host
 from kd_launch.runtime.preflight import Preflight, PreflightError
 from tests.runtime.conftest import Material
 from tests.runtime.harness import Ranks, make_layout, make_run, start_rank
@@ -155,6 +155,19 @@ def test_two_runs_meet_on_one_node_at_once_each_in_its_own_store(tmp_path: Path)
     for run, (store, _) in zip(runs, came, strict=True):
         store.set("run", run.name)
     assert [store.get("run") for store, _ in served] == [b"a", b"b"]
+
+
+def test_the_store_of_another_job_on_the_same_port_is_refused_at_once(tmp_path: Path) -> None:
+    pool = {"name": "p", "nodes": 1, "gpus_per_node": 1, "gpu": "CPU"}
+    cluster = Cluster.model_validate({"scheduler": "local", "pools": (pool,)})
+    ours, others = (RunDir(tmp_path / name) for name in ("ours", "others"))
+    for run in (ours, others):
+        run.attempt(1).mkdir(parents=True)
+    _, address = meet(Environment("single", 0, 2, 0, 2, 1), others, cluster)
+    stale = {"host": address.host, "port": address.port, "secret": "of ours", "node": "here"}
+    ours.store_address(1).write_text(json.dumps(stale))
+    with pytest.raises(MeetingError, match=f"the store at 127.0.0.1:{address.port} is not this attempt's"):
+        meet(Environment("single", 1, 2, 1, 2, 1), ours, cluster)
 
 
 def test_a_second_process_that_takes_itself_for_a_rank_is_refused(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tests.slurm import private_view
-from tests.slurm.machine import all_pids, command_line, free_ports, kill_all, link, read, uts_inode, wait_for
+from tests.slurm.machine import all_pids, command_line, free_ports, kill_all, link, read, state_of, uts_inode, wait_for
 from tests.slurm.setup import (
     ACCOUNTING,
     UID,
@@ -82,6 +84,8 @@ class Box:
         try:
             self._start()
         except BaseException:
+            for child in self._children:  # one that has just been started may not be in the view yet
+                child.kill()
             self._kill(self._members)
             raise
         return self
@@ -102,11 +106,12 @@ class Box:
         self.start_slurmctld()
         for node in self.nodes:
             self.start_node(node)
-        wait_for(self._all_idle, 60, lambda: f"nodes are not idle:\n{self._sinfo()}")
+        wait_for(self._all_idle, 120, lambda: f"nodes are not idle:\n{self._sinfo()}")
 
     def _all_idle(self) -> bool:
+        ended = {child.pid for child in self._children if child.poll() is not None}
         for name, pid in self._daemons.items():
-            if pid not in self._members():
+            if pid in ended:
                 raise RuntimeError(f"{name} has ended: {self._log(name + '.out')}")
         return self._node_states() == {"idle"}
 
@@ -258,7 +263,12 @@ class Box:
         self._end(f"slurmd-{node}", signal.SIGKILL)
 
     def kill_node(self, node: str) -> None:
-        """Everything that runs on the node, as if its power were gone."""
+        """Everything that runs on the node, as if its power were gone: at once, none sees the end of another."""
+        while running := [pid for pid in self.on_node(node) if state_of(pid) not in ("T", "Z", "")]:
+            for pid in running:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.01)
         self._kill(lambda: self.on_node(node))
 
     def on_node(self, node: str) -> list[int]:
@@ -383,7 +393,8 @@ class Box:
         for line in self.call("sinfo", "-a", "-h", "-N", "-o", "%N|%E").stdout.split("\n"):
             node, _, reason = line.partition("|")
             if reason == "Duplicate jobid":
-                self._as_root("scontrol", "update", f"NodeName={node}", "State=RESUME")
+                # A node that does not answer yet cannot be resumed: the next look tries again.
+                self.call("scontrol", "update", f"NodeName={node}", "State=RESUME", as_root=True)
 
     def _node_states(self) -> set[str]:
         return set(self.call("sinfo", "-a", "-h", "-N", "-o", "%T").stdout.split())

@@ -66,6 +66,12 @@ def command_line(pid: int) -> str:
     return read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
 
 
+def state_of(pid: int) -> str:
+    """R, S, D, T, Z and so on; "" when the process is gone."""
+    told = read(pid, "stat").rpartition(b")")[2].split()
+    return told[0].decode() if told else ""
+
+
 def kill_all(find: Callable[[], list[int]], reap: Callable[[], None], seconds: float = 30) -> None:
     """Kills until none is found: a process may have started another in the meantime."""
     deadline = time.monotonic() + seconds

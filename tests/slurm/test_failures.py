@@ -6,7 +6,7 @@ The ranks only pretend. All that can happen at the same time does: these tests l
 import json
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,8 @@ COMES_BACK = (("failed", "requeue"), ("done", "done"))
 STAYS = (("failed", "fail"),)
 # The batch script was ended with the job, and could not say anything.
 ENDED_WITH_THE_JOB = (None, None)
+# What the first attempt says of itself where Slurm noticed the dead node before the run's own watch was through.
+SLURM_FIRST = (ENDED_WITH_THE_JOB, ("taken", "fail"))
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,13 @@ class Fate:
     """Kind and possible ranks of the first attempt's record."""
     words: str = ""
     """In its error."""
+    slurm_may_be_first: bool = False
+    """To notice: who it is, is a race; that the run comes back once, is not."""
+
+    def admits(self, attempts: Sequence[AttemptRecord]) -> bool:
+        told = tuple((attempt.outcome, attempt.next) for attempt in attempts)
+        by_slurm = [(first, *self.attempts[1:]) for first in SLURM_FIRST] if self.slurm_may_be_first else []
+        return told in (self.attempts, *by_slurm)
 
 
 def there(rank: int, act: Callable[[Box], Callable[[str], None]]) -> Callable[[Sent], None]:
@@ -138,7 +147,7 @@ NODES_FAIL = {
     ),
     "node of the student": Fate(
         Trial({"1": HOLD}, there(4, lambda box: box.kill_node), teacher_nodes=1, pools=ALONE),
-        {"COMPLETED"}, COMES_BACK, ("silent", {4, 5}),
+        {"COMPLETED"}, COMES_BACK, ("silent", {4, 5}), slurm_may_be_first=True,
     ),
     "node of the batch script": Fate(
         Trial({"1": HOLD}, there(0, lambda box: box.kill_node), teacher_nodes=1, pools=ALONE),
@@ -146,7 +155,7 @@ NODES_FAIL = {
     ),
     "the teacher's second node": Fate(
         Trial({"1": HOLD}, there(3, lambda box: box.kill_node), pools=ALONE),
-        {"COMPLETED"}, COMES_BACK, ("silent", {2, 3}),
+        {"COMPLETED"}, COMES_BACK, ("silent", {2, 3}), slurm_may_be_first=True,
     ),
     "ranks that ignore TERM": Fate(
         Trial({"1": {**{str(rank): ["deaf"] for rank in range(6)}, "4": ["signal", 9]}}),
@@ -248,7 +257,7 @@ def sent(box_with: Callable[[Setup], Box]) -> Mapping[str, Sent]:
 def test_it_comes_back_once_or_stays(sent: Mapping[str, Sent], name: str) -> None:
     fate, one = EVERY[name], sent[name]
     assert set(one.states.values()) == fate.states, one.said()
-    assert tuple((attempt.outcome, attempt.next) for attempt in one.attempts) == fate.attempts, one.said()
+    assert fate.admits(one.attempts), (fate.attempts, one.said())
     assert one.starts == len(fate.attempts), one.said()
 
 
@@ -273,11 +282,13 @@ def test_what_is_no_failure_leaves_no_record(sent: Mapping[str, Sent], name: str
 @pytest.mark.parametrize("name", [name for name, fate in EVERY.items() if fate.failure is not None])
 def test_an_attempt_ends_within_30_s_of_kill_wait(sent: Mapping[str, Sent], name: str) -> None:
     one = sent[name]
-    attempt: AttemptRecord = one.attempts[0]
-    assert attempt.ended is not None
+    attempt, *later = one.attempts
+    # Ended by Slurm with its job, it could not write when; then it was over before the next one began.
+    ended = attempt.ended or later[0].began
+    assert ended is not None
     assert attempt.failure is not None
     limit = one.box.setup.kill_wait_s + 30
-    assert attempt.ended - attempt.failure.time < limit, one.said()
+    assert ended - attempt.failure.time < limit, one.said()
 
 
 def test_no_rank_is_left(sent: Mapping[str, Sent]) -> None:

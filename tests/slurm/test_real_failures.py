@@ -18,11 +18,11 @@ from tests.slurm.machine import wait_for
 from tests.slurm.projects import Project, write_project
 from tests.slurm.trials import parent_of
 
-# One rank each, so that many runs have room; enough steps for something to happen meanwhile.
+# One rank each, so that many runs have room; enough steps for what happens to be noticed before the last.
 SMALL: dict[str, dict[str, Any]] = {
-    "teacher": {"gpus": 1}, "student": {"gpus": 1}, "training": {"steps": 80, "global_batch_size": 4},
+    "teacher": {"gpus": 1}, "student": {"gpus": 1}, "training": {"steps": 400, "global_batch_size": 4},
 }  # fmt: skip
-IMPATIENT = {"heartbeat_timeout_s": 12.0}
+IMPATIENT = {"heartbeat_timeout_s": 20.0}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def struck(box: Box, models: Path) -> dict[str, Struck]:
         project = write_project(box, name, models, cluster=IMPATIENT, **SMALL)
         runs[name] = Struck(project, RunDir(project.submit("--no-check")))
     left = dict(runs)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while left and time.monotonic() < deadline:
         for name in [name for name, one in left.items() if one.trains()]:
             STRIKES[name](left.pop(name))

@@ -146,7 +146,7 @@ def test_without_a_controller_the_runs_own_records_are_shown(place: Pretended) -
     done = place.submit(every=DONE)
     polled(place, done, lambda found: found["ended"])
     run = place.running(every=[["beat", 1], ["wait_for", "go"], *DONE])
-    place.box.kill_slurmctld()
+    place.box.stop_slurmctld()
     try:
         questions = [[str(run.path)], [], [str(done.path)]]
         with ThreadPoolExecutor() as pool:  # squeue takes its time to find out that nobody answers

@@ -1,0 +1,71 @@
+"""Bytes that the forward of a layer leaves for its backward, per token (arXiv 2205.05198), and what recompute saves."""
+
+from typing import NamedTuple
+
+from kd_launch.architecture import Architecture
+from kd_launch.catalog import Engine
+from kd_launch.cost.compute import Attention
+from kd_launch.cost.training import Recompute
+
+
+class Saved(NamedTuple):
+    """Of one layer and one token. With sequence parallelism all of it is divided by the tensor parallel ranks."""
+
+    hidden_wide: float
+    """Inputs of norms and products, and dropout masks: whole on every rank without sequence parallelism."""
+    split: float
+    """Queries, keys, values, and the MLP's inner tensors."""
+    scores: float
+    """Softmax and dropout of eager attention."""
+
+    def per_rank(self, tp: int, *, sequence_parallel: bool = True) -> float:
+        return self.hidden_wide / (tp if sequence_parallel else 1) + (self.split + self.scores) / tp
+
+
+def activation_factor(engine: Engine, model: Architecture, *, compiled: bool) -> float:
+    """What an engine keeps, against the tensors that are counted here.
+
+    More only in Llama's kind of layer: norms in float32, rotated copies of queries and keys. GPT-2's has none of those.
+    """
+    if not model.gated_mlp:
+        return 1.0
+    return engine.compiled_activations if compiled else engine.activations
+
+
+def saved_of(model: Architecture, width: int, attention: Attention = "flash", sequence_length: int = 0) -> Saved:
+    """Without recomputation. A model without gated MLP is GPT-2's kind, with dropout: 34 bytes per hidden unit."""
+    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    inner = width * (2 * queries + 2 * keys + (3 if model.gated_mlp else 2) * mlp_width(model))
+    scores = (2 * width + 1) * model.heads * sequence_length if attention == "eager" else 0
+    if model.gated_mlp:
+        return Saved(width * 3 * model.hidden, inner, scores)
+    return Saved((width * 4 + 2) * model.hidden, inner, scores)
+
+
+def mlp_width(model: Architecture) -> float:
+    """The mean over the layers of what one token passes through."""
+    sparse = model.sparse_layers / model.layers
+    experts = model.experts_per_token * model.expert_intermediate + model.shared_expert_intermediate
+    return (1 - sparse) * model.intermediate + sparse * experts
+
+
+def kept_of(
+    model: Architecture,
+    width: int,
+    recompute: Recompute,
+    attention: Attention,
+    sequence_length: int,
+    *,
+    by_operator: bool,
+) -> Saved:
+    """What stays until the backward. by_operator: selective keeps every second product and the attention's output."""
+    saved = saved_of(model, width, attention, sequence_length)
+    if recompute == "none":
+        return saved
+    if recompute == "full":
+        return Saved(width * model.hidden, 0.0, 0.0)
+    if not by_operator:
+        return saved._replace(scores=0.0)
+    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    # the layer's input and the last product; of q, k, v, o, gate, up, down: q, v, gate, down; attention's output
+    return Saved(2.0 * width * model.hidden, width * (2 * queries + keys + mlp_width(model)), 0.0)
