@@ -86,9 +86,7 @@ def shard_student(
     return student
 
 
-def load_student(
-    run: RunPlan, objective: Objective, mesh: DeviceMesh, device: torch.device, compare: Compare = compare
-) -> DistilledStudent:
+def load_student(run: RunPlan, objective: Objective, mesh: DeviceMesh, device: torch.device) -> DistilledStudent:
     """The student of a run, of which this rank holds its shards and has read, or drawn, no more than them."""
     model, weights = blank_student(run.spec)
     # DistilledStudent's name for the model; what is cut here is what fully_shard cuts below.

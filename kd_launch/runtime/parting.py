@@ -19,7 +19,7 @@ from kd_launch.runtime.checkpoint.saver import SaveError, Saver
 from kd_launch.runtime.checkpoint.state import SavedState
 from kd_launch.runtime.departure import say
 from kd_launch.runtime.gate import Gate, GateError
-from kd_launch.runtime.meeting import Address
+from kd_launch.runtime.meeting import Address, MeetingError
 
 AGREE_SECONDS = 10.0
 """For every student to say how far it is: threads answer at once, whatever their main threads wait for; in the worst
@@ -56,7 +56,7 @@ class Parting:
             store = self._address.connect()
             store.wait(["stop"], NEVER)
             return store.get("stop").decode()
-        except RuntimeError:
+        except (RuntimeError, MeetingError):
             return None
 
     def nothing_is_left_to_save(self) -> None:
@@ -82,7 +82,7 @@ class Parting:
         return thread
 
     def _say(self, values: Mapping[str, str]) -> None:
-        with suppress(RuntimeError):  # nobody is there to hear it
+        with suppress(RuntimeError, MeetingError):  # nobody is there to hear it
             store = self._client(AGREE_SECONDS)
             for key, value in values.items():
                 store.set(key, value)
@@ -104,7 +104,9 @@ class Parting:
 
     def _wait_for_students(self, seconds: float) -> None:
         """A teacher goes when they have saved: the end of its connections would look like a failure before."""
-        with suppress(RuntimeError):  # they do not answer, or rank 0, which serves the store and goes last, is gone
+        with suppress(
+            RuntimeError, MeetingError
+        ):  # they do not answer, or rank 0, which serves the store and goes last, is gone
             store = self._client(seconds)
             store.wait(["parting"], timedelta(seconds=min(seconds, AGREE_SECONDS)))
             store.wait(["parted"], timedelta(seconds=seconds))

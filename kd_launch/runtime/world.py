@@ -124,6 +124,14 @@ def _make_groups(
     )  # fmt: skip
 
 
+def _with_side_groups(world: World, layout: Layout) -> World:
+    """Groups of other threads than the main one: collectives of two threads on one group would mix."""
+    groups = [dist.new_group(list(layout.student_ranks), backend="gloo") for _ in range(2)]
+    if world.rank not in layout.student_ranks:
+        return world
+    return replace(world, checkpoint_group=groups[0], parting_group=groups[1])
+
+
 def _own_group(groups: Iterable[tuple[int, ...]], rank: int) -> dist.ProcessGroup | None:
     """Makes every one of the groups; the one that this rank is in."""
     own = None
@@ -153,14 +161,6 @@ def _teacher_groups(layout: Layout, rank: int, device: torch.device) -> TeacherG
             own if len(own) > 1 else own[0], device.type, ranks if len(own) > 1 else None, mesh_dim_names=tuple(groups)
         )
     return TeacherGroups(place, mesh, chain, delivery)
-
-
-def _with_side_groups(world: World, layout: Layout) -> World:
-    """Groups of other threads than the main one: collectives of two threads on one group would mix."""
-    groups = [dist.new_group(list(layout.student_ranks), backend="gloo") for _ in range(2)]
-    if world.rank not in layout.student_ranks:
-        return world
-    return replace(world, checkpoint_group=groups[0], parting_group=groups[1])
 
 
 def _try(check: Check, world: World) -> None:

@@ -62,7 +62,7 @@ def _undisturbed(run: RunDir, folder: Path) -> Forks:
     shutil.copy(run.plan, copy.plan)
     zygote = Zygote()
     try:
-        return zygote.run(copy, read_run_plan(copy.plan).layout)
+        return zygote.run(copy, read_run_plan(copy.plan).layout, timeout=PATIENCE_S)
     finally:
         zygote.close()
 
