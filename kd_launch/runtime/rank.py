@@ -15,10 +15,6 @@ from kd_launch.runtime.checkpoint.saver import Saver, Storage
 from kd_launch.runtime.checkpoint.state import read_state
 from kd_launch.runtime.checkpoint.tensors import Copies, TrainState
 from kd_launch.runtime.colocated import ColocatedTeacher, PayloadSource, RemoteTeacher
-<<<<<<< HEAD
-=======
-from kd_launch.runtime.compiling import choose_compare
->>>>>>> w/keep
 from kd_launch.runtime.departure import Departure, grace_seconds
 from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.gate import Gate
@@ -141,12 +137,7 @@ def _learner(
 ) -> Learner:  # fmt: skip
     """The student as this attempt finds it."""
     run, run_dir = task.run, task.run_dir
-<<<<<<< HEAD
     student = load_student(run, objective(run), world.student_mesh, world.device)
-=======
-    compare = choose_compare(run.spec.training.compile, world.device)
-    student = load_student(run, objective(run), world.student_mesh, world.device, compare)
->>>>>>> w/keep
     optimizer = make_optimizer(student, run.spec.training)
     state = TrainState(student, optimizer)
     group = world.checkpoint_group
