@@ -38,6 +38,7 @@ class Parting:
         """
         self._address, self._group = address, group
         self._save: Callable[[float], str] | None = None
+        self._has_heard = threading.Event()
 
     def keep(self, gate: Gate, saver: Saver, describe: Callable[[int], SavedState]) -> None:
         """From now on this student rank has something to save."""
@@ -51,13 +52,20 @@ class Parting:
         self._save = save
 
     def wait_for_stop(self) -> str | None:
-        """The signal that some rank was told to leave by; None where the store has gone, as at the end of a run."""
+        """The signal that some rank was told to leave by; None at the end of a run, or where the store has gone."""
         try:
             store = self._address.connect()
             store.wait(["stop"], NEVER)
-            return store.get("stop").decode()
+            return store.get("stop").decode() or None
         except (RuntimeError, MeetingError):
             return None
+        finally:
+            self._has_heard.set()
+
+    def nobody_stops_any_more(self, store: Store) -> None:
+        """Every rank has left: ends this one's waiting, which else would see the store go, and say so in the log."""
+        store.set("stop", "")
+        self._has_heard.wait(AGREE_SECONDS)
 
     def nothing_is_left_to_save(self) -> None:
         """Said by the first student after the last step: no teacher need wait for it."""

@@ -68,7 +68,7 @@ def run_rank(task: Task, make_optimizer: MakeOptimizer | None = None) -> None:
         _run_teacher(world, run, batches, form, progress, begin)
     else:
         _run_student(world, task, batches, form, make_optimizer or make_adamw, begin, parting)
-    leave(world, run_dir, progress)
+    leave(world, run_dir, progress, lambda: parting.nobody_stops_any_more(world.store))
 
 
 def _begin(world: World, task: Task) -> int | None:

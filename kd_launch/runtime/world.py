@@ -6,7 +6,7 @@ a group made by its members alone would hang the next one that all make.
 
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -223,11 +223,15 @@ def agree(world: World, facts: dict[str, object], progress: Progress) -> dict[st
     return dict(theirs)
 
 
-def leave(world: World, run_dir: RunDir, progress: Progress) -> None:
+def leave(world: World, run_dir: RunDir, progress: Progress, settle: Callable[[], None]) -> None:
     """Parts from the others: nobody closes a connection before everybody is done with it; rank 0, which serves the
-    store, goes last. Once the run is done, it does not matter who is gone already."""
+    store, goes last. Once the run is done, it does not matter who is gone already.
+
+    Args:
+        settle: ends what else of this rank waits at the store; called when every rank has left.
+    """
     try:
-        _part(world, progress)
+        _part(world, progress, settle)
     except RuntimeError:
         if not run_dir.done_record(world.attempt).exists():
             raise
@@ -235,11 +239,12 @@ def leave(world: World, run_dir: RunDir, progress: Progress) -> None:
         dist.destroy_process_group()
 
 
-def _part(world: World, progress: Progress) -> None:
+def _part(world: World, progress: Progress, settle: Callable[[], None]) -> None:
     ranks = range(world.size)
     world.store.set(f"left/{world.rank}", "1")
     with progress.waiting("all ranks to be done"):
         world.store.wait([f"left/{rank}" for rank in ranks], PATIENCE)
+    settle()
     world.store.set(f"gone/{world.rank}", "1")
     if world.rank == 0:
         with progress.waiting("all ranks to be gone"):
