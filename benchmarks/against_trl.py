@@ -30,7 +30,7 @@ OTHERS = {
 
 
 def run_trl(material: Material, processes: int, cores: int, folder: Path) -> Figures:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0",
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
                "-m", "benchmarks.trl_gkd", *map(str, (material.teacher, material.student, material.tokens)),
                str(folder / "metrics.jsonl"), "--batch", str(material.batch)]  # fmt: skip
     threads = {"OMP_NUM_THREADS": str(cores // processes)}
