@@ -15,7 +15,7 @@ from typing import Any
 RESULTS = Path(__file__).with_name("results")
 ROOT = Path(__file__).resolve().parents[1]
 # Allocators and caches warm up in the first steps.
-WARM_UP = 3
+WARM_UP = 2
 
 
 @dataclass(frozen=True)
