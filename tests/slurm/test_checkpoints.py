@@ -19,13 +19,13 @@ from tests.slurm.checkpointed import Training, largest_difference, send
 from tests.slurm.machine import wait_for
 from tests.slurm.projects import write_project
 
-STEPS, EVERY = 240, 10
+STEPS, EVERY = 80, 5
 SPEC: dict[str, dict[str, Any]] = {
     "teacher": {"gpus": 1}, "student": {"gpus": 1},
     "training": {"steps": STEPS, "global_batch_size": 8, "micro_batch_size": 1},
     "checkpoint": {"every_steps": EVERY, "keep": 2},
 }  # fmt: skip
-PATIENCE_S = 400
+PATIENCE_S = 500
 
 
 @dataclass(frozen=True)
