@@ -33,6 +33,7 @@ def run_trl(material: Material, processes: int, cores: int, folder: Path) -> Fig
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
                "-m", "benchmarks.trl_gkd", *map(str, (material.teacher, material.student, material.tokens)),
                str(folder / "metrics.jsonl"), "--batch", str(material.batch)]  # fmt: skip
+    folder.mkdir()
     threads = {"OMP_NUM_THREADS": str(cores // processes)}
     name = f"TRL {processes} process{'es' if processes > 1 else ''}"
     return measure(name, command, folder / "metrics.jsonl", material.batch, threads)

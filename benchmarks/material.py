@@ -40,6 +40,13 @@ def make_material(
     return made
 
 
+def small_material(folder: Path, *, steps: int) -> Material:
+    """The same in small, to see in a minute that a benchmark works."""
+    shape = {"intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    teacher, student = {"hidden_size": 64, **shape}, {"hidden_size": 32, **shape}
+    return make_material(folder, steps=steps, vocabulary=8192, sequence=64, teacher=teacher, student=student)
+
+
 def make_model(folder: Path, seed: int, shape: dict[str, Any]) -> None:
     """A Llama whose logits are spread enough to be learnt from."""
     import torch

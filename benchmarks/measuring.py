@@ -106,7 +106,7 @@ def cpu_seconds(pid: int) -> float:
 
 def measure(name: str, command: Sequence[str], metrics: Path, batch: int, environ: dict[str, str]) -> Figures:
     """Runs `command`, which writes a line with loss and time per step to `metrics`."""
-    output = metrics.with_suffix(".output")
+    output = metrics.parent.with_name(f"{metrics.parent.name}.output")
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environ}, stdout=file, stderr=file)
