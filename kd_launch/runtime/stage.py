@@ -146,7 +146,8 @@ class Cut:
 
     def name(self, parameter: str) -> str:
         """In the checkpoint."""
-        return self.head_names.get(parameter, self.model.base_model_prefix + parameter.removeprefix("model"))
+        inside: str = self.model.base_model_prefix + parameter.removeprefix("model")
+        return self.head_names.get(parameter, inside)
 
 
 def load_stage(run: RunPlan, form: PayloadForm, groups: TeacherGroups, device: torch.device) -> StagedTeacher:
