@@ -155,6 +155,21 @@ class Knee(BaseModel):
     """What `--set` takes, one by one, to choose it; empty where it is chosen already."""
 
 
+class PaperLayout(BaseModel):
+    """A layout of arXiv 2606.27797, such as "(2-0)", on one engine, with the largest micro-batch that fits."""
+
+    model_config = VALUE
+
+    name: str
+    engine: str
+    """Of the catalog."""
+    micro_batch_size: int
+    step_seconds: float
+    samples_per_second: float
+    memory_gib: float
+    fits: bool
+
+
 class Explanation(BaseModel):
     """One candidate, explained."""
 
@@ -175,6 +190,8 @@ class Explanation(BaseModel):
     """Why both roles on the same GPUs win, or lose."""
     distances: list[str]
     """How far the next change of regime is."""
+    paper: list[PaperLayout] = []
+    """Of the choice: the paper's layouts on all GPUs."""
 
 
 class Search(BaseModel):

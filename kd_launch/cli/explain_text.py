@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from kd_launch.cli.wrapping import entry, wrapped
-from kd_launch.plan import Explanation, Layout, RoleLayout, describe_role
+from kd_launch.cli.wrapping import aligned, entry, wrapped
+from kd_launch.plan import Explanation, Layout, PaperLayout, RoleLayout, describe_role
 from kd_launch.planner.reasons import figure, seconds_text
 
 
@@ -51,6 +51,29 @@ def _terms(found: Explanation) -> Iterator[str]:
         words = [f"{name.split(': ')[1]} {seconds_text(seconds)}" for name, seconds in parts]
         if words:
             yield from entry(role, f"{seconds_text(sum(terms.values()))}: {', '.join(words)}")
+
+
+def format_paper(found: Explanation, baseline: Layout) -> Iterator[str]:
+    """The paper's layouts on both engines, side by side."""
+    if not found.paper:
+        return
+    engines = list(dict.fromkeys(case.engine for case in found.paper))
+    yield ""
+    yield from wrapped(
+        f"layouts of arXiv 2606.27797 on {baseline.gpus} GPUs (ZeRO stage of student - teacher, 0: replicated), each "
+        f"with its largest micro-batch, on {' and on '.join(engines)}:"
+    )
+    rows = [("", *("micro-batch", "step", "GiB") * len(engines))]
+    for name in dict.fromkeys(case.name for case in found.paper):
+        cells = [cell for case in found.paper if case.name == name for cell in _paper_cells(case)]
+        rows.append((name, *cells))
+    yield from (f"  {line}" for line in aligned(rows, (False, *(True,) * (len(rows[0]) - 1))))
+
+
+def _paper_cells(case: PaperLayout) -> tuple[str, ...]:
+    if not case.fits:
+        return str(case.micro_batch_size), "too large", figure(case.memory_gib)
+    return str(case.micro_batch_size), seconds_text(case.step_seconds), figure(case.memory_gib)
 
 
 def in_words(layout: Layout) -> str:

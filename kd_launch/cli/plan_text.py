@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from kd_launch.cli.explain_text import figures, format_explanation, gpus_text, in_words
+from kd_launch.cli.explain_text import figures, format_explanation, format_paper, gpus_text, in_words
 from kd_launch.cli.wrapping import WIDTH, aligned, wrapped
 from kd_launch.plan import Explanation, Layout, Plan, RoleLayout
 from kd_launch.planner.options import SAME
@@ -47,7 +47,7 @@ def _short(plan: Plan, shown: Sequence[Layout]) -> list[str]:
 
 def _long(plan: Plan, shown: Sequence[Layout], found: Explanation) -> list[str]:
     lines = [_header(plan), *_table(plan, shown), *wrapped(plan.why), *_all_warnings(plan)]
-    lines += ["", *format_explanation(found), "", *_baseline(plan)]
+    lines += ["", *format_explanation(found), "", *_baseline(plan), *format_paper(found, plan.baseline)]
     return [*lines, *_inflections(plan), *_front(plan), *_search(plan), "", *_knee(plan)]
 
 

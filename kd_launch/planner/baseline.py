@@ -74,7 +74,7 @@ def _candidate(
 ) -> _Candidate:
     unit = Unit(size, "logits")
     site, tokens, turns = tables.sites[share.pool], tables.tokens(unit), tables.items(unit) // share.gpus
-    parts = _parts(tables, share, teacher, student, unit)
+    parts = trl_parts(tables, share, teacher, student, unit)
     forward = teacher_seconds(tables.setting, site, teacher, share.block, tokens, unit.payload)
     step = student_seconds(tables.setting, site, student, share.block, tokens, turns, unit.payload)
     launch: Launch | None = None if cluster.scheduler == "local" else "ranks"
@@ -93,8 +93,17 @@ def _candidate(
     return _Candidate(choice, parts, sum(parts.values()) - site.memory_limit_gib * GIB)
 
 
-def _parts(tables: Tables, share: Share, teacher: TeacherDegrees, student: StudentDegrees, unit: Unit) -> Parts:
-    """Bytes of a rank. The float32 copy is sharded as the weights are; gradients are reduced every micro-batch."""
+def trl_parts(
+    tables: Tables,
+    share: Share,
+    teacher: TeacherDegrees,
+    student: StudentDegrees,
+    unit: Unit,
+    *,
+    has_copy: bool = True,
+) -> Parts:
+    """Bytes of a rank under TRL, whose loss holds whole logits. The float32 copy is sharded as the weights are;
+    gradients are reduced every micro-batch."""
     setting, constants, tokens = tables.setting, tables.setting.constants.baseline, tables.tokens(unit)
     frozen = teacher_memory(setting, teacher, tokens)
     trained = student_memory(setting, tables.sites[share.pool], student, tokens, unit.payload, holds_head=False)
@@ -102,9 +111,10 @@ def _parts(tables: Tables, share: Share, teacher: TeacherDegrees, student: Stude
     del trained.transient["loss buffers"]
     trained.transient["loss"] = constants.loss_bytes * tokens * setting.vocabulary
     larger = max(frozen.transient, trained.transient, key=lambda parts: sum(parts.values()))
+    copy = {"teacher float32 copy": constants.master_bytes * setting.teacher.parameters / teacher.fsdp}
     return {
         "teacher weights": frozen.resident["weights"],
-        "teacher float32 copy": constants.master_bytes * setting.teacher.parameters / teacher.fsdp,
+        **(copy if has_copy else {}),
         **trained.resident,
         **larger,
         **context_part(tables, share),

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from kd_launch.architecture import Architecture
 from kd_launch.cluster import Cluster
 from kd_launch.errors import SpecError
-from kd_launch.plan import Explanation, Layout, Plan, unsupported_by_runtime
+from kd_launch.plan import Explanation, Layout, PaperLayout, Plan, unsupported_by_runtime
 from kd_launch.planner.distances import distances_of
 from kd_launch.planner.inflections import inflections_of
+from kd_launch.planner.layouts import whole_share
 from kd_launch.planner.options import SAME
+from kd_launch.planner.paper_case import DEEPSPEED, OURS, paper_case
 from kd_launch.planner.placing import placement_in_words
 from kd_launch.planner.reasons import figure, seconds_text
 from kd_launch.planner.search import setting_of, sites_of
@@ -39,7 +41,15 @@ def explain(
         against=_against(tables, cluster, spec, plan, layout),
         placement=placement_in_words(tables, spec, cluster, plan, layout),
         distances=distances_of(case_of(tables, cluster, layout), inflections_of(tables, layout)),
+        paper=_paper(tables, plan) if layout == plan.chosen else [],
     )
+
+
+def _paper(tables: Tables, plan: Plan) -> list[PaperLayout]:
+    """On the baseline's GPUs, both engines."""
+    role = plan.baseline.student
+    share = whole_share(role.pool, role.nodes, role.gpus_per_node)
+    return [case for engine in (OURS, DEEPSPEED) for case in paper_case(tables, share, engine)]
 
 
 def _binding(layout: Layout, terms: dict[str, float]) -> str:

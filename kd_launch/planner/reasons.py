@@ -183,5 +183,3 @@ def _pin_warnings(spec: Spec, cluster: Cluster, chosen: Layout) -> Iterator[str]
         yield f"distillation.prefetch: {spec.distillation.prefetch} has no effect on a colocated teacher"
     if cluster.scheduler == "local" and spec.launch != "auto":
         yield f"launch: {spec.launch} has no effect on a local cluster"
-    if spec.training.compile is True:
-        yield "training.compile: this version's runtime does not compile; true has no effect yet"

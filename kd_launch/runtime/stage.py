@@ -146,8 +146,8 @@ class Cut:
 
     def name(self, parameter: str) -> str:
         """In the checkpoint."""
-        inside: str = self.model.base_model_prefix + parameter.removeprefix("model")
-        return self.head_names.get(parameter, inside)
+        prefix: str = self.model.base_model_prefix
+        return self.head_names.get(parameter, prefix + parameter.removeprefix("model"))
 
 
 def load_stage(run: RunPlan, form: PayloadForm, groups: TeacherGroups, device: torch.device) -> StagedTeacher:
