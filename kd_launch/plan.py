@@ -278,10 +278,6 @@ def _written_by(path: Path) -> str:
     return "it is damaged: submit again"
 
 
-RUNTIME_LACKS = frozenset({"compile", "checkpoint"})
-"""Of what a spec may ask for beside its layout, what this version's runtime does not do yet: `plan` warns of it."""
-
-
 def unsupported_by_runtime(layout: Layout) -> str | None:
     """What of a layout this version's runtime cannot run, in words; None when it runs.
 

@@ -16,7 +16,7 @@ from kd_launch.errors import CheckError, SpecError
 
 @dataclass(frozen=True)
 class RunDir:
-    """The folder of one run. Each property is one name; nothing here touches the disk but `attempt_numbers`."""
+    """The folder of one run. Each property is one name; nothing here touches the disk but the two that list."""
 
     path: Path
 
@@ -59,6 +59,20 @@ class RunDir:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The student's state when so many steps are done. It is there when all of it is on disk."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    @property
+    def latest_checkpoint(self) -> Path:
+        """A link to the newest one, for people; no program of ours follows it."""
+        return self.checkpoints / "latest"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of which there is a checkpoint, in order; whether each is sound, its manifest tells."""
+        names = (re.fullmatch(r"step-(\d{8,})", path.name) for path in self.checkpoints.glob("step-*"))
+        return sorted(int(match[1]) for match in names if match)
 
     @property
     def model(self) -> Path:

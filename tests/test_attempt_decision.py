@@ -21,16 +21,14 @@ def ended(**changes: Any) -> Ended:
     """An attempt whose srun failed, and of which nothing else is known."""
     known: dict[str, Any] = dict.fromkeys(("done", "cancelled", "superseded"), False)
     known |= dict.fromkeys(("taken", "leave", "told_to_leave", "failure"))
-    return Ended(**{"number": 4, "srun_status": 137, "step": 0, "earlier": (), **known, **changes})
+    known |= {"number": 4, "srun_status": 137, "step": 0, "earlier": ()} | changes
+    return Ended(**{"saved": known["step"], **known})
 
 
 def attempt(number: int, outcome: Outcome | None, step: int = 0, **changes: Any) -> AttemptRecord:
     known = {"job_id": "12", "began": 1.0, "training_since": None, "ended": None, "next": None, "why": None}
-    return AttemptRecord(
-        **{"number": number, "outcome": outcome, "step": step, "leave": None, "failure": None, "done": False}
-        | known
-        | changes
-    )
+    known |= {"leave": None, "failure": None, "done": False, "step": step, "saved": step}
+    return AttemptRecord(**{"number": number, "outcome": outcome} | known | changes)
 
 
 def word(e: Ended, policy: Policy = POLICY) -> tuple[str, str]:
@@ -115,10 +113,25 @@ def test_requeues_are_counted_where_there_is_a_limit() -> None:
     assert word(ended(leave=leave), replace(POLICY, max_requeues=0)) == ("fail", "preempted")
 
 
+def test_steps_that_no_checkpoint_keeps_are_no_progress() -> None:
+    failed = [attempt(n, "failed", step=40, saved=20) for n in (1, 2, 3)]
+    assert word(ended(failure=failure(), step=60, saved=20, earlier=failed)) == ("fail", "failed")
+    assert word(ended(failure=failure(), step=60, saved=40, earlier=failed)) == ("requeue", "failed")
+
+
+def test_time_limits_bring_it_back_as_long_as_each_leaves_a_newer_checkpoint() -> None:
+    five_days = [attempt(n, "time_limit", step=50 * n) for n in range(1, 40)]
+    leave = Leave("USR2", 1.0)
+    assert word(ended(srun_status=0, leave=leave, step=2000, earlier=five_days)) == ("requeue", "time_limit")
+    stuck = ended(srun_status=0, leave=leave, step=2000, saved=1950, earlier=five_days)
+    assert word(stuck) == ("fail", "time_limit")
+    assert "after step 2000, and the newest checkpoint is of step 1950; the attempt before" in decide(stuck, POLICY).why
+
+
 def test_a_second_time_limit_that_got_no_further_ends_it() -> None:
     first, leave = attempt(1, "time_limit", step=50), Leave("USR2", 1.0)
     again = ended(srun_status=0, leave=leave, step=50, earlier=[first, attempt(2, "preempted", step=9)])
     assert word(again) == ("fail", "time_limit")
     assert "raise time_limit" in decide(again, POLICY).why
-    assert word(replace(again, step=51)) == ("requeue", "time_limit")
+    assert word(replace(again, step=51, saved=51)) == ("requeue", "time_limit")
     assert word(replace(again, earlier=[first, attempt(2, "failed", step=9)])) == ("requeue", "time_limit")

@@ -42,7 +42,7 @@ def test_the_next_attempt_keeps_all_of_the_first(project: Project) -> None:
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "state.json"}
     done = project.call("resume", run.name, "--json")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == f"{run.name} starts from the beginning: this version writes no checkpoints\n"
+    assert done.stderr == f"{run.name} starts from the beginning: it has no checkpoint\n"
     wait_until(RunDir(run).end_record(2).exists)
     assert {path: path.read_bytes() for path in kept if path != RunDir(run).batch_log} == {
         path: text for path, text in kept.items() if path != RunDir(run).batch_log
@@ -55,6 +55,29 @@ def test_the_next_attempt_keeps_all_of_the_first(project: Project) -> None:
     status = project.status(run)
     assert (status["attempt"], status["state"]) == (2, "FAILED")
     assert_nothing_left(project)
+
+
+def test_it_goes_on_in_another_layout_that_learns_the_same(project: Project) -> None:
+    run = ended_run(project)
+    before = {name: (run / name).read_bytes() for name in ("plan.json", "job.sbatch")}
+    names = set(run.iterdir())
+    for arguments, words in (
+        (["--set=placement=colocated"], "--set and --cluster of resume need --replan"),
+        (["--replan", "--set=training.steps=11"], "training.steps: would become 11, but the run began with 10"),
+        (["--replan", "--set=cluster.scheduler=slurm"], "scheduler"),
+    ):
+        refused = project.call("resume", run.name, *arguments)
+        assert (refused.returncode, words in refused.stderr) == (2, True), refused.stderr
+        assert set(run.iterdir()) == names
+    done = project.call("resume", run.name, "--replan", "--set=placement=colocated")
+    assert done.returncode == 0, done.stderr
+    wait_until(RunDir(run).end_record(2).exists)
+    plan = json.loads((run / "plan.json").read_text())
+    assert (plan["layout"]["placement"], plan["tokens"]) == ("colocated", None)
+    kept = {"plan.json": "plan.until-attempt-1.json", "job.sbatch": "job.until-attempt-1.sbatch"}
+    assert {name: (run / kept[name]).read_bytes() for name in before} == before
+    assert (run / "job.sbatch").read_bytes() != before["job.sbatch"]
+    assert (run / "logs" / "attempt-2" / "student.log").read_text().startswith("0: once more")
 
 
 def test_it_ends_with_the_commands_to_follow_it(project: Project) -> None:

@@ -464,10 +464,3 @@ def test_faster_links_never_hurt(slow, gain, inside):
 def test_more_nodes_never_hurt(nodes, batch):
     before, after = (plan_qwen(slurm(pool(nodes=n)), batch) for n in (nodes, nodes + 1))
     assert after.chosen.step_seconds.p50 <= SAME * before.chosen.step_seconds.p50
-
-
-def test_what_the_runtime_does_not_do_yet_is_said():
-    asked = plan_tiny(local(), training={"compile": True}, checkpoint={"every_steps": 10})
-    assert any(warning.startswith("training.compile: ") for warning in asked.warnings)
-    assert any(warning.startswith("checkpoint: ") for warning in asked.warnings)
-    assert not any("compile" in warning or "checkpoint" in warning for warning in plan_tiny(local()).warnings)

@@ -6,7 +6,7 @@ from kd_launch.attempt.end_record import write_end
 from kd_launch.attempt.endings import Evidence, first_failure, told_to_leave, unheard_hosts
 from kd_launch.attempt.evidence import gather, is_cancelled, is_superseded
 from kd_launch.attempt.failures import read_failure, write_failure
-from kd_launch.attempt.history import AttemptRecord, furthest_steps, read_attempts, read_leave
+from kd_launch.attempt.history import AttemptRecord, furthest_steps, newest_checkpoint, read_attempts, read_leave
 from kd_launch.attempt.outside import Outside
 from kd_launch.attempt.place import Place, Seats
 from kd_launch.attempt.say import say
@@ -52,6 +52,7 @@ def _ended(run: RunDir, place: Place, evidence: Evidence, acts: Acts, *, done: b
         told_to_leave=None if told is None else told.name.removeprefix("SIG"),
         failure=read_failure(run, evidence.attempt),
         step=furthest_steps(run).get(evidence.attempt, 0),
+        saved=newest_checkpoint(run),
         earlier=[record for record in earlier if _is_of_job(record, place)],
     )
 

@@ -38,6 +38,8 @@ class Ended:
     failure: FailureRecord | None
     step: int
     """The furthest that this attempt reached."""
+    saved: int
+    """The step of the run's newest checkpoint now: progress is that there is a newer one."""
     earlier: Sequence[AttemptRecord]
     """Attempts of the same job before this one, in order."""
 
@@ -72,14 +74,18 @@ def _cause(ended: Ended) -> tuple[Outcome, str]:
     """What ended the attempt, and in words."""
     left_by = _left_by(ended)
     if left_by == "USR2":
-        return "time_limit", f"the time limit came near after step {ended.step}"
+        return "time_limit", f"the time limit came near after step {ended.step}{_kept(ended)}"
     if left_by is not None:
-        return "preempted", f"it was told to leave ({left_by}) after step {ended.step}"
+        return "preempted", f"it was told to leave ({left_by}) after step {ended.step}{_kept(ended)}"
     if ended.failure is not None:
         return "failed", describe(ended.failure)
     if ended.srun_status == 0:
         return "incomplete", f"every rank left with exit code 0, but attempt {ended.number} wrote no done.json"
     return "failed", f"srun ended with status {ended.srun_status}, and no rank is known to have failed"
+
+
+def _kept(ended: Ended) -> str:
+    return f", and the newest checkpoint is of step {ended.saved}" if 0 < ended.saved < ended.step else ""
 
 
 def _left_by(ended: Ended) -> str | None:
@@ -103,7 +109,10 @@ def _refusal(ended: Ended, policy: Policy, outcome: Outcome) -> str | None:
     if outcome == "failed" and (ended.failure is None or not ended.failure.comes_back):
         return "the next attempt would fail in the same way"
     if outcome == "time_limit" and _reached_limit_before(ended):
-        return "the attempt before got as far: no attempt can finish in this time; raise time_limit and resume the run"
+        return (
+            "the attempt before had no newer checkpoint either: no attempt gets on in this time; raise time_limit or "
+            "signal_before_end_s and resume the run"
+        )
     if policy.max_requeues is not None and len(ended.earlier) >= policy.max_requeues:
         return f"no requeue is left: max_requeues is {policy.max_requeues}"
     failures = failures_without_progress(ended) if outcome == "failed" else 0
@@ -116,12 +125,12 @@ def _refusal(ended: Ended, policy: Policy, outcome: Outcome) -> str | None:
 
 
 def failures_without_progress(ended: Ended) -> int:
-    """How many attempts up to this one failed without getting further than those before; what was taken or told to
-    leave in between neither counts nor starts the count again."""
+    """How many attempts up to this one failed without leaving a newer checkpoint than those before; what was taken or
+    told to leave in between neither counts nor starts the count again."""
     best, failures = 0, 0
-    for step, failed in [*((attempt.step, _failed(attempt)) for attempt in ended.earlier), (ended.step, True)]:
-        if step > best:
-            best, failures = step, 0
+    for saved, failed in [*((attempt.saved, _failed(attempt)) for attempt in ended.earlier), (ended.saved, True)]:
+        if saved > best:
+            best, failures = saved, 0
         elif failed:
             failures += 1
     return failures
@@ -135,10 +144,10 @@ def _failed(attempt: AttemptRecord) -> bool:
 
 
 def _reached_limit_before(ended: Ended) -> bool:
-    """Whether the last attempt that had its time ended at the time limit too, and this one got no further."""
+    """Whether the last attempt that had its time ended at the time limit too, and this one has left nothing newer."""
     had_time = [attempt for attempt in ended.earlier if attempt.outcome not in (None, "taken", "preempted")]
-    best = max((attempt.step for attempt in ended.earlier), default=0)
-    return bool(had_time) and had_time[-1].outcome == "time_limit" and ended.step <= best
+    best = max((attempt.saved for attempt in ended.earlier), default=0)
+    return bool(had_time) and had_time[-1].outcome == "time_limit" and ended.saved <= best
 
 
 def describe(failure: FailureRecord) -> str:

@@ -42,6 +42,8 @@ class AttemptRecord:
     """In words, what followed and why."""
     step: int
     """The furthest that it reached; 0: none."""
+    saved: int
+    """The step of the run's newest checkpoint when it had ended, by which attempt after attempt gets on; 0: none."""
     leave: Leave | None
     failure: FailureRecord | None
     done: bool
@@ -54,7 +56,24 @@ def read_attempts(run: RunDir, *, count_steps: bool = True) -> list[AttemptRecor
         count_steps: else each step is 0: of a long run that is many lines to read, for whoever looks twice a second.
     """
     steps = furthest_steps(run) if count_steps else {}
-    return [_read_attempt(run, number, steps.get(number, 0)) for number in run.attempt_numbers()]
+    numbers = run.attempt_numbers()
+    saved = _saved(run, numbers)
+    return [_read_attempt(run, number, steps.get(number, 0), saved[number]) for number in numbers]
+
+
+def newest_checkpoint(run: RunDir) -> int:
+    """The step of it; 0 where there is none."""
+    return max(run.checkpoint_steps(), default=0)
+
+
+def _saved(run: RunDir, numbers: list[int]) -> dict[int, int]:
+    """What each attempt has left: where the next one that trained began, and after the last one what is there now."""
+    saved, after = {}, newest_checkpoint(run)
+    for number in reversed(numbers):
+        saved[number] = after
+        begun = _number(_read(run, "start", number), "step")
+        after = after if begun is None else int(begun)
+    return saved
 
 
 def furthest_steps(run: RunDir) -> dict[int, int]:
@@ -80,7 +99,7 @@ def read_leave(run: RunDir, attempt: int) -> Leave | None:
     return Leave(str(found.get("signal")), _number(found, "time") or 0.0) if found else None
 
 
-def _read_attempt(run: RunDir, number: int, step: int) -> AttemptRecord:
+def _read_attempt(run: RunDir, number: int, step: int, saved: int) -> AttemptRecord:
     job, start, end = (_read(run, name, number) for name in ("job", "start", "end"))
     return AttemptRecord(
         number=number,
@@ -92,6 +111,7 @@ def _read_attempt(run: RunDir, number: int, step: int) -> AttemptRecord:
         next=cast(Next, end["next"]) if end.get("next") in get_args(Next) else None,
         why=str(end["why"]) if "why" in end else None,
         step=step,
+        saved=saved,
         leave=read_leave(run, number),
         failure=read_failure(run, number),
         done=run.done_record(number).exists(),

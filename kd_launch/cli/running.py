@@ -23,8 +23,12 @@ from kd_launch.cli.app import (
 )
 from kd_launch.cli.before import ask_site, findings, refuse, script_of
 from kd_launch.cli.one_run import find, left_alone, look, looking_at, raise_unless_completed, spoken
+from kd_launch.errors import SpecError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kd_launch.plan import RunPlan
     from kd_launch.preparation import Source
     from kd_launch.run_dir import RunDir
     from kd_launch.submission import Caller, Submitted
@@ -72,13 +76,30 @@ def _submit(source: "Source", run_dir: Path | None, no_check: bool) -> "Submitte
 
 
 @app.command()
-def resume(run: OneRun, run_root: RunRoot = None, as_json: Json = False) -> None:
-    """Start a run again that has ended before it was done, as its next attempt."""
+def resume(
+    run: OneRun,
+    run_root: RunRoot = None,
+    as_json: Json = False,
+    replan: Annotated[
+        bool, typer.Option("--replan", help="Plan it again, for other GPUs or another layout: see --set, --cluster.")
+    ] = False,
+    settings: Set = None,
+    cluster: ClusterFile = None,
+) -> None:
+    """Start a run again that has ended before it was done, as its next attempt, from its newest checkpoint."""
     from kd_launch import resumption
     from kd_launch.commands import run as runner
 
-    submitted = resumption.resume(find(run, run_root), _caller(), runner)
-    say(f"{submitted.run} starts from the beginning: this version writes no checkpoints")
+    found = find(run, run_root)
+    saved = max(found.checkpoint_steps(), default=0)
+    if not replan and (settings or cluster):
+        raise SpecError("--set and --cluster of resume need --replan: without it a run goes on as it was planned")
+    again = _replanner(settings or [], cluster) if replan else None
+    submitted = resumption.resume(found, _caller(), runner, replan=again)
+    begins = (
+        f"goes on from the checkpoint of step {saved}" if saved else "starts from the beginning: it has no checkpoint"
+    )
+    say(f"{submitted.run} {begins}")
     _announce(submitted, as_json)
 
 
@@ -110,6 +131,12 @@ def _caller() -> "Caller":
     from kd_launch.submission import Caller
 
     return Caller(datetime.now(UTC), sys.argv, current_folder(), os.environ)
+
+
+def _replanner(settings: list[str], cluster: Path | None) -> "Callable[[RunPlan], RunPlan]":
+    from kd_launch.replanning import replan
+
+    return lambda plan: replan(plan, settings, cluster, os.environ, current_folder(), ask_site)
 
 
 def _announce(submitted: "Submitted", as_json: bool) -> None:

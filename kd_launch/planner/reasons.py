@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from kd_launch.cluster import Cluster, Pool
-from kd_launch.plan import RUNTIME_LACKS, Layout, unsupported_by_runtime
+from kd_launch.plan import Layout, unsupported_by_runtime
 from kd_launch.planner.tables import Tables
 from kd_launch.spec import Spec
 
@@ -183,7 +183,3 @@ def _pin_warnings(spec: Spec, cluster: Cluster, chosen: Layout) -> Iterator[str]
         yield f"distillation.prefetch: {spec.distillation.prefetch} has no effect on a colocated teacher"
     if cluster.scheduler == "local" and spec.launch != "auto":
         yield f"launch: {spec.launch} has no effect on a local cluster"
-    if spec.training.compile is True and "compile" in RUNTIME_LACKS:
-        yield "training.compile: this version's runtime does not compile; true has no effect yet"
-    if "checkpoint" in spec.model_fields_set and "checkpoint" in RUNTIME_LACKS:
-        yield "checkpoint: this version's runtime writes none yet; a run that is interrupted starts again"

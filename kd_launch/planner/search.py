@@ -9,7 +9,7 @@ from kd_launch.cluster import Cluster
 from kd_launch.cost.constants import load_constants
 from kd_launch.cost.setting import Setting, Site, site_of
 from kd_launch.errors import DoesNotFitError, UnknownNameError
-from kd_launch.plan import RUNTIME_LACKS, Layout, Plan, Search, unsupported_by_runtime
+from kd_launch.plan import Layout, Plan, Search, unsupported_by_runtime
 from kd_launch.planner.baseline import baseline_of
 from kd_launch.planner.choices import Choice, pareto, ranked, varied
 from kd_launch.planner.inflections import inflections_of
@@ -103,7 +103,7 @@ def setting_of(spec: Spec, teacher: Architecture, student: Architecture) -> Sett
         teacher_dtype=spec.teacher.dtype,
         student_dtype=spec.student.dtype,
         top_k=spec.distillation.top_k,
-        compiled="compile" not in RUNTIME_LACKS and spec.training.compile is True,
+        compiled=False,  # of the models, of which the runtime compiles none: training.compile is about the loss
         engine=find_engine(ENGINE),
         constants=load_constants(),
     )

@@ -60,6 +60,7 @@ def _live(
         code, kind = _report(error, run_dir, place, role)
         if kind == "lost_peer":
             departure.follow_others()
+            departure.give_way()
         heartbeat.end(kind)
         return code
     heartbeat.end("done")
@@ -85,6 +86,5 @@ if __name__ == "__main__":
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    if code:
-        # Torch's destructors may wait for ranks that this failure has left hanging.
-        os._exit(code)
+    # Torch's destructors may wait for ranks that a failure has left hanging, and its threads for a store that is gone.
+    os._exit(code)

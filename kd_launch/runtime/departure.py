@@ -1,7 +1,8 @@
-"""Ends this process at once, whatever its main thread waits for: told by a signal, left by the others, or orphaned.
+"""Ends this process, whatever its main thread waits for: told by a signal, left by the others, or orphaned.
 
 A handler of Python's own runs only when the main thread is back from C++, which a rank that waits for another may never
-be. So the signal's number goes through a pipe to a thread, which acts.
+be. So the signal's number goes through a pipe to a thread, which acts. A rank that is told to leave while it trains
+first takes part in a last checkpoint, as long as there is time: see `parting`.
 """
 
 import os
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from kd_launch.errors import SpecError
 from kd_launch.plan import Role
@@ -22,10 +23,28 @@ from kd_launch.runtime.failures import Failure, record
 from kd_launch.runtime.heartbeat import Heartbeat, LastWord
 from kd_launch.runtime.lineage import is_below
 
-REASONS: dict[LastWord, str] = {"USR2": "time_limit", "TERM": "terminated"}
-"""Slurm sends USR2 before the time limit; TERM at a preemption, a cancel, and when another rank has died."""
-_WORDS: dict[int, LastWord] = {signal.SIGUSR2: "USR2", signal.SIGTERM: "TERM"}
+REASONS: dict[LastWord, str] = {"USR2": "time_limit", "TERM": "terminated", "INT": "interrupted"}
+"""Slurm sends USR2 before the time limit; TERM at a preemption, a cancel, and when another rank has died. A terminal
+sends INT."""
+_WORDS: dict[int, LastWord] = {signal.SIGUSR2: "USR2", signal.SIGTERM: "TERM", signal.SIGINT: "INT"}
 LOOK_SECONDS = 0.2
+LOCAL_GRACE_SECONDS = 8.0
+"""On a machine of one's own KILL follows TERM after 10 s."""
+
+
+class Parting(Protocol):
+    """What ranks do together before they leave."""
+
+    def part(self, word: str, seconds: float) -> None:
+        """Tells the others, and makes the last checkpoint; returns in about so many seconds, but may hang in torch."""
+
+
+def grace_seconds(launcher: str, signal_before_end_s: int) -> float:
+    """For the last checkpoint, from the signal on. Slurm's KILL may come earlier: then what is half written stays so,
+    and has no checkpoint's name."""
+    if launcher != "slurm":
+        return LOCAL_GRACE_SECONDS
+    return signal_before_end_s - min(10.0, 0.2 * signal_before_end_s)
 
 
 class Departure:
@@ -42,10 +61,17 @@ class Departure:
         self._launcher = launcher
         self._leave_record = run_dir.leave_record(place.attempt)
         self._ending = threading.Lock()
+        self._leaving = threading.Lock()
         self._told = False
+        self._parting: Parting | None = None
+        self._grace = 0.0
+
+    def part_by(self, parting: Parting, seconds: float) -> None:
+        """From now on a rank that leaves first does this, for so many seconds at most."""
+        self._grace, self._parting = seconds, parting
 
     def heed_signals(self) -> None:
-        """From now on TERM and USR2 are seen at once. Only the main thread may call this."""
+        """From now on TERM, USR2 and INT are seen at once. Only the main thread may call this."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -83,8 +109,13 @@ class Departure:
         with suppress(SpecError):  # a file system that fails for a moment is no reason to end
             left = read_json(self._leave_record)
         if left is not None:
-            word: LastWord = "USR2" if left.get("signal") == "USR2" else "TERM"
-            self._end(word, self._exit_code(word))
+            self.follow(str(left.get("signal")))
+
+    def follow(self, signal_name: str) -> None:
+        """Leaves as another rank was told to, in a thread of its own: signs of life go on meanwhile."""
+        word: LastWord = next((word for word in REASONS if word == signal_name), "TERM")
+        self._told = True
+        self.start("leaving", lambda: self._leave(word))
 
     def give_way(self) -> None:
         """For a main thread that has come to an error: waits for a signal that is being obeyed to end the process."""
@@ -109,8 +140,8 @@ class Departure:
         if self._may_finish():
             say(f"{word} after the training: this rank finishes first")
             # Until the main thread has ended the process, or the others leave, or one has failed.
-            while not self._run_dir.failure(self._place.attempt).exists():
-                self.follow_others()
+            ends = (self._run_dir.failure(self._place.attempt), self._leave_record)
+            while not any(path.exists() for path in ends):
                 time.sleep(LOOK_SECONDS)
         self._leave(word)
 
@@ -119,18 +150,54 @@ class Departure:
         if need be; on a machine of one's own TERM means cancel, at once."""
         return self._place.launcher == "slurm" and self._heartbeat.progress.phase == "finishing"
 
-    def _leave(self, word: LastWord) -> NoReturn:
-        # A checkpoint of the last completed step belongs here, before the record that says that the run may come back.
+    def _leave(self, word: LastWord) -> None:
+        """Says so, takes part in the last checkpoint, and ends this process. Whoever comes second leaves it to the
+        first."""
+        if not self._leaving.acquire(blocking=False):
+            return
         ends = (self._run_dir.failure(self._place.attempt), self._run_dir.done_record(self._place.attempt))
         if not any(path.exists() for path in ends):  # else TERM only clears up
-            said = {"signal": word, "reason": REASONS[word], "rank": self._place.rank, "role": str(self._role)}
-            with suppress(OSError):
-                write_first_json(self._leave_record, {**said, "time": time.time()})
+            told = self._write_leave_record(word)
+            self._part(word)
+            if not told:  # srun's word on this exit code tells the job's script what no record can
+                self._end(word, _shell_code(word))
         self._end(word, self._exit_code(word))
+
+    def _write_leave_record(self, word: LastWord) -> bool:
+        """Whether there is one now."""
+        said = {"signal": word, "reason": REASONS[word], "rank": self._place.rank, "role": str(self._role)}
+        try:
+            write_first_json(self._leave_record, {**said, "time": time.time()})
+        except OSError as error:
+            say(f"warning: {self._leave_record}: {error.strerror or error}")
+            return False
+        return True
+
+    def _part(self, word: LastWord) -> None:
+        """In a thread that is not waited for longer than there is time: torch may never return from it."""
+        parting = self._parting
+        # Of a later attempt's life this one must not take anything; and what does not train yet has nothing to save.
+        superseded = self._run_dir.attempt(self._place.attempt + 1).exists()
+        began = self._run_dir.start_record(self._place.attempt).exists()
+        phases = ("training", "finishing") if self._role is Role.TEACHER else ("training",)
+        if parting is None or superseded or not began or self._heartbeat.progress.phase not in phases:
+            return
+
+        def work() -> None:
+            try:
+                parting.part(word, self._grace)
+            except Exception as error:  # whatever it is, this rank leaves
+                say(f"leaves without a checkpoint of the last step: {type(error).__name__}: {error}")
+
+        thread = threading.Thread(target=work, name="parting", daemon=True)
+        thread.start()
+        thread.join(self._grace)
+        if thread.is_alive() and self._role is not Role.TEACHER:
+            say(f"leaves without a checkpoint of the last step: it was not written within {self._grace:.0f} s")
 
     def _exit_code(self, word: LastWord) -> int:
         """Under Slurm 0, for the job's script looks at the records; elsewhere what a shell says of the signal."""
-        return 0 if self._place.launcher == "slurm" else 128 + signal.Signals[f"SIG{word}"]
+        return 0 if self._place.launcher == "slurm" else _shell_code(word)
 
     def _end_orphaned(self) -> NoReturn:
         """An orphan would hold GPUs that nobody counts any more."""
@@ -147,6 +214,10 @@ class Departure:
             sys.stderr.flush()
         finally:
             os._exit(code)
+
+
+def _shell_code(word: LastWord) -> int:
+    return 128 + signal.Signals[f"SIG{word}"]
 
 
 def say(words: str) -> None:

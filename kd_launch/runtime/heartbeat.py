@@ -25,7 +25,7 @@ STACK_LINES = 8
 LOCK_SECONDS = 5.0
 
 Phase = Literal["starting", "joining", "loading", "training", "finishing"]
-LastWord = Literal["done", "raised", "lost_peer", "orphaned", "TERM", "USR2"]
+LastWord = Literal["done", "raised", "lost_peer", "orphaned", "TERM", "USR2", "INT"]
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from kd_launch.plan import RoleLayout, RunPlan
+from kd_launch.runtime.divergence import Compare, compare
 from kd_launch.runtime.losses import ChunkedLoss, Head, LossInputs, Objective, TeacherSignal
 from kd_launch.runtime.models import DTYPES, blank_student, decoder_layers, head_of
 from kd_launch.runtime.sharding import draw, fill, pieces_of, sharded, take_memory
@@ -47,17 +48,17 @@ def last_hidden_states(model: nn.Module, batch: MicroBatch) -> Tensor:
 class DistilledStudent(nn.Module):
     """The student and its loss; nothing else calls the model."""
 
-    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
+    def __init__(self, model: PreTrainedModel, objective: Objective, compare: Compare = compare) -> None:
         super().__init__()
         self.model = model
-        self._objective = objective
+        self._objective, self._compare = objective, compare
         self._rules = replace(head_of(model, "student.model"), weight=torch.empty(0), bias=None)
 
     def forward(self, batch: MicroBatch, signal: TeacherSignal, scale: float, evaluate: bool) -> tuple[Tensor, Tensor]:
         """The scaled loss [] of a micro-batch, and `losses.STATISTICS` summed over its loss tokens."""
         hidden = last_hidden_states(self.model.base_model, batch)
         embeddings = self.model.get_output_embeddings()
-        inputs = LossInputs(signal, batch.labels, self._objective, scale, self._head, evaluate)
+        inputs = LossInputs(signal, batch.labels, self._objective, scale, self._head, evaluate, self._compare)
         loss, statistics = ChunkedLoss.apply(hidden, embeddings.weight, getattr(embeddings, "bias", None), inputs)  # type: ignore[no-untyped-call]
         return loss, statistics
 
@@ -66,14 +67,15 @@ class DistilledStudent(nn.Module):
 
 
 def shard_student(
-    model: PreTrainedModel, objective: Objective, layout: RoleLayout, mesh: DeviceMesh, dtype: torch.dtype
-) -> DistilledStudent:
+    model: PreTrainedModel, objective: Objective, layout: RoleLayout, mesh: DeviceMesh, dtype: torch.dtype,
+    compare: Compare = compare,
+) -> DistilledStudent:  # fmt: skip
     """Wraps the student: float32 master weights, compute in `dtype`, gradients reduced in float32."""
     if layout.activation_recompute == "full":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.config.use_cache = False
     model.train()
-    student = DistilledStudent(model, objective)
+    student = DistilledStudent(model, objective, compare)
     mixed = dtype != torch.float32
     policy = MixedPrecisionPolicy(dtype if mixed else None, torch.float32 if mixed else None)
     reshard = bool(layout.reshard_after_forward)
@@ -83,14 +85,16 @@ def shard_student(
     return student
 
 
-def load_student(run: RunPlan, objective: Objective, mesh: DeviceMesh, device: torch.device) -> DistilledStudent:
+def load_student(
+    run: RunPlan, objective: Objective, mesh: DeviceMesh, device: torch.device, compare: Compare = compare
+) -> DistilledStudent:
     """The student of a run, of which this rank holds its shards and has read, or drawn, no more than them."""
     model, weights = blank_student(run.spec)
     # DistilledStudent's name for the model; what is cut here is what fully_shard cuts below.
     pieces = {f"model.{name}": piece for name, piece in pieces_of(model, 0, 1).items()}
     shard = mesh["shard"]
     pieces = sharded(pieces, shard.get_local_rank(), shard.size())
-    student = shard_student(model, objective, run.layout.student, mesh, DTYPES[run.spec.student.dtype])
+    student = shard_student(model, objective, run.layout.student, mesh, DTYPES[run.spec.student.dtype], compare)
     take_memory(student, device, model)
     if weights is None:
         draw(student, pieces, model, run.spec.training.seed)

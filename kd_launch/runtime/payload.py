@@ -15,7 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kd_launch.runtime.losses import Head, Objective, bucket_divergence, divergence
+from kd_launch.runtime.divergence import Finish
+from kd_launch.runtime.losses import Buckets, Buffer, Head, WholeLogits
 from kd_launch.runtime.pieces import Range, chunk_range
 
 Kind = Literal["hidden_states", "logits", "top_k"]
@@ -127,14 +128,10 @@ class HiddenStates:
     head: Head
     vocabulary: int
 
-    def divergence(
-        self, student_logits: Tensor, rows: slice, objective: Objective, want_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        teacher_logits = self.head.logits(self.values[rows], self.vocabulary)
-        return divergence(student_logits, teacher_logits.to(student_logits.dtype), objective, want_gradient)
-
-    def cross_entropy(self, rows: slice, labels: Tensor) -> Tensor | None:
-        return _cross_entropy(self.head.logits(self.values[rows], self.vocabulary), labels)
+    def chunk(self, rows: slice, buffer: Buffer) -> WholeLogits:
+        hidden = self.values[rows]
+        out = buffer.rows(len(hidden), self.vocabulary, hidden.dtype)
+        return WholeLogits(self.head.products(hidden, self.vocabulary, out), self.head.finish)
 
 
 @dataclass(frozen=True)
@@ -144,14 +141,8 @@ class Logits:
     values: Tensor
     vocabulary: int
 
-    def divergence(
-        self, student_logits: Tensor, rows: slice, objective: Objective, want_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        teacher_logits = self.values[rows].to(student_logits.dtype, copy=True)
-        return divergence(student_logits, teacher_logits, objective, want_gradient)
-
-    def cross_entropy(self, rows: slice, labels: Tensor) -> Tensor | None:
-        return _cross_entropy(self.values[rows], labels)
+    def chunk(self, rows: slice, buffer: Buffer) -> WholeLogits:  # noqa: ARG002 - they are at hand
+        return WholeLogits(self.values[rows], Finish())
 
 
 @dataclass(frozen=True)
@@ -161,16 +152,8 @@ class StripedLogits:
     stripes: Sequence[Tensor]
     vocabulary: int
 
-    def divergence(
-        self, student_logits: Tensor, rows: slice, objective: Objective, want_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        return divergence(student_logits, self._rows(rows).to(student_logits.dtype), objective, want_gradient)
-
-    def cross_entropy(self, rows: slice, labels: Tensor) -> Tensor | None:
-        return _cross_entropy(self._rows(rows), labels)
-
-    def _rows(self, rows: slice) -> Tensor:
-        return torch.cat([stripe[rows] for stripe in self.stripes], -1)
+    def chunk(self, rows: slice, buffer: Buffer) -> WholeLogits:  # noqa: ARG002 - its dtype may be another
+        return WholeLogits(torch.cat([stripe[rows] for stripe in self.stripes], -1), Finish())
 
 
 @dataclass(frozen=True)
@@ -185,23 +168,11 @@ class TopKLogits:
     """[n], float32, the log of the missing mass."""
     vocabulary: int
 
-    def divergence(
-        self, student_logits: Tensor, rows: slice, objective: Objective, want_gradient: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        values, gradient = bucket_divergence(
-            student_logits, self.ids[rows].long(), self.logprobs[rows], self.missing[rows], objective
-        )
-        return values, gradient if want_gradient else None
-
-    def cross_entropy(self, rows: slice, labels: Tensor) -> Tensor | None:  # noqa: ARG002 - a label may be missing
-        return None
+    def chunk(self, rows: slice, buffer: Buffer) -> Buckets:  # noqa: ARG002 - no product is needed
+        return Buckets(self.ids[rows].long(), self.logprobs[rows], self.missing[rows])
 
 
 Payload = HiddenStates | Logits | StripedLogits | TopKLogits
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
 
 
 def make_payload(form: PayloadForm, hidden: Tensor, head: Head | None, logits: Tensor | None) -> list[Tensor]:

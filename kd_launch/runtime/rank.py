@@ -9,19 +9,29 @@ from transformers.utils.logging import disable_progress_bar
 from kd_launch.plan import Role, RunPlan
 from kd_launch.run_dir import RunDir, write_json
 from kd_launch.runtime.batches import Batches
+from kd_launch.runtime.checkpoint.choice import choose
+from kd_launch.runtime.checkpoint.manifest import TENSORS
+from kd_launch.runtime.checkpoint.saver import Saver, Storage
+from kd_launch.runtime.checkpoint.state import read_state
+from kd_launch.runtime.checkpoint.tensors import Copies, TrainState
 from kd_launch.runtime.colocated import ColocatedTeacher, PayloadSource, RemoteTeacher
-from kd_launch.runtime.departure import Departure
+from kd_launch.runtime.compiling import choose_compare
+from kd_launch.runtime.departure import Departure, grace_seconds
 from kd_launch.runtime.environment import Environment
+from kd_launch.runtime.gate import Gate
 from kd_launch.runtime.heartbeat import Progress
 from kd_launch.runtime.losses import Head
+from kd_launch.runtime.meeting import read_address
 from kd_launch.runtime.metrics import MetricsFile
 from kd_launch.runtime.models import DTYPES, load_head
 from kd_launch.runtime.optimizer import MakeOptimizer, make_adamw
 from kd_launch.runtime.parallel import load_student
+from kd_launch.runtime.parting import Parting
 from kd_launch.runtime.payload import PayloadForm
 from kd_launch.runtime.pipeline import teach
 from kd_launch.runtime.preflight import Preflight
-from kd_launch.runtime.student import Trainer, finish
+from kd_launch.runtime.record import Recorder
+from kd_launch.runtime.student import Learner, Trainer, finish
 from kd_launch.runtime.teacher import load_frozen_teacher, objective, payload_form
 from kd_launch.runtime.world import World, agree, join, leave
 
@@ -48,45 +58,101 @@ def run_rank(task: Task, make_optimizer: MakeOptimizer | None = None) -> None:
     world = join(task.place, run, run_dir, task.role, preflight)
     batches = Batches(run, world.device)
     plan_sum = hashlib.sha256(run_dir.plan.read_bytes()).hexdigest()
+    begin = _begin(world, task)
     facts = {"attempt": task.place.attempt, "plan": plan_sum, "first checksum": batches.first_checksum()}
-    agree(world, facts, progress)
+    said = agree(world, facts if begin is None else {**facts, "step": begin}, progress)
+    begin = int(str(said["step"]))
     progress.enter("loading")
     form = payload_form(run, DTYPES[run.spec.teacher.dtype])
+    parting = _part_together(world, task)
     if task.role is Role.TEACHER:
-        _run_teacher(world, run, batches, form, progress)
+        _run_teacher(world, run, batches, form, progress, begin)
     else:
-        _run_student(world, task, batches, form, make_optimizer or make_adamw)
+        _run_student(world, task, batches, form, make_optimizer or make_adamw, begin, parting)
     leave(world, run_dir, progress)
 
 
-def _run_teacher(world: World, run: RunPlan, batches: Batches, form: PayloadForm, progress: Progress) -> None:
+def _begin(world: World, task: Task) -> int | None:
+    """The step that this attempt goes on from, as the students find it; None on a teacher, which is told."""
+    if task.role is Role.TEACHER:
+        return None
+    assert world.checkpoint_group is not None
+    return choose(task.run_dir, world.attempt, world.role_rank, world.checkpoint_group, task.progress)
+
+
+def _part_together(world: World, task: Task) -> Parting:
+    """From now on all ranks leave together: what one is told, all hear."""
+    address = read_address(task.run_dir, world.attempt)
+    assert address is not None, "the ranks have met"
+    parting = Parting(address, world.parting_group)
+    departure, place = task.departure, task.place
+    departure.part_by(parting, grace_seconds(place.launcher, task.run.cluster.signal_before_end_s))
+
+    def heed() -> None:
+        word = parting.wait_for_stop()
+        if word is not None:
+            departure.follow(word)
+
+    departure.start("stop", heed)
+    return parting
+
+
+def _run_teacher(
+    world: World, run: RunPlan, batches: Batches, form: PayloadForm, progress: Progress, begin: int
+) -> None:  # fmt: skip
     teacher = load_frozen_teacher(world, run, form)
     progress.total = batches.schedule.items_per_teacher
     progress.enter("training")
-    teach(world, run, batches, teacher, form, progress)
+    teach(world, run, batches, teacher, form, progress, begin)
     progress.enter("finishing")
 
 
 def _run_student(
-    world: World, task: Task, batches: Batches, form: PayloadForm, make_optimizer: MakeOptimizer
+    world: World, task: Task, batches: Batches, form: PayloadForm, make_optimizer: MakeOptimizer, begin: int,
+    parting: Parting,
 ) -> None:  # fmt: skip
     run, run_dir, progress = task.run, task.run_dir, task.progress
-    progress.total = run.spec.training.steps
-    student = load_student(run, objective(run), world.student_mesh, world.device)
-    source = _payload_source(world, run, batches, form)
+    progress.total, progress.done = run.spec.training.steps, begin
     metrics = MetricsFile(run_dir.metrics) if world.is_first_student else None
+    saved = read_state(run_dir.checkpoint(begin), run) if begin else None
+    learner = _learner(world, task, make_optimizer, metrics, begin)
+    recorder = Recorder(run, world.attempt, world.device, saved)
+    source = _payload_source(world, run, batches, form, begin)
+    trainer = Trainer(world, run, batches, learner, source, progress, recorder)
     if world.is_first_student:
-        write_json(run_dir.start_record(world.attempt), {"time": time.time(), "attempt": world.attempt})
+        write_json(run_dir.start_record(world.attempt), {"time": time.time(), "attempt": world.attempt, "step": begin})
+    parting.keep(learner.gate, learner.saver, trainer.state)
     progress.enter("training")
-    Trainer(world, run, batches, student, source, make_optimizer, progress).train(metrics)
+    trainer.train(metrics)
+    trainer.save_last()
     progress.enter("finishing")
-    finish(world, run, run_dir, student, progress)
+    if world.is_first_student:
+        parting.nothing_is_left_to_save()
+    finish(world, run, run_dir, learner.student, progress)
     if world.is_first_student:
         write_json(run_dir.done_record(world.attempt), {"time": time.time(), "step": run.spec.training.steps})
 
 
-def _payload_source(world: World, run: RunPlan, batches: Batches, form: PayloadForm) -> PayloadSource:
+def _learner(
+    world: World, task: Task, make_optimizer: MakeOptimizer, metrics: MetricsFile | None, begin: int
+) -> Learner:  # fmt: skip
+    """The student as this attempt finds it."""
+    run, run_dir = task.run, task.run_dir
+    compare = choose_compare(run.spec.training.compile, world.device)
+    student = load_student(run, objective(run), world.student_mesh, world.device, compare)
+    optimizer = make_optimizer(student, run.spec.training)
+    state = TrainState(student, optimizer)
+    group = world.checkpoint_group
+    assert group is not None
+    if begin:
+        state.load(run_dir.checkpoint(begin) / TENSORS, group)
+    storage = Storage(run_dir, world.attempt, run.spec.checkpoint.keep, world.role_rank, group)
+    before_naming = (lambda: None) if metrics is None else metrics.sync
+    return Learner(student, optimizer, Saver(storage, state, Copies(world.device), begin, before_naming), Gate(begin))
+
+
+def _payload_source(world: World, run: RunPlan, batches: Batches, form: PayloadForm, begin: int) -> PayloadSource:
     head: Head | None = load_head(run.spec.teacher, world.device) if form.kind == "hidden_states" else None
     if run.layout.colocated:
         return ColocatedTeacher(world, run, batches, load_frozen_teacher(world, run, form), form, head)
-    return RemoteTeacher(world, run, batches, form, head)
+    return RemoteTeacher(world, run, batches, form, head, begin)

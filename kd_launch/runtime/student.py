@@ -12,14 +12,19 @@ from kd_launch.errors import RunFailedError
 from kd_launch.plan import RunPlan
 from kd_launch.run_dir import RunDir
 from kd_launch.runtime.batches import Batches
+from kd_launch.runtime.checkpoint.saver import SaveError, Saver
+from kd_launch.runtime.checkpoint.state import SavedState
 from kd_launch.runtime.colocated import PayloadSource
 from kd_launch.runtime.data import Item
+from kd_launch.runtime.departure import say
+from kd_launch.runtime.gate import Gate
 from kd_launch.runtime.heartbeat import Progress
 from kd_launch.runtime.losses import STATISTICS
-from kd_launch.runtime.metrics import MetricsFile, memory_gib
+from kd_launch.runtime.metrics import MetricsFile
 from kd_launch.runtime.models import export
-from kd_launch.runtime.optimizer import MakeOptimizer, clip_gradients, learning_rate, set_learning_rate
+from kd_launch.runtime.optimizer import clip_gradients, learning_rate, set_learning_rate
 from kd_launch.runtime.parallel import DistilledStudent, reduce_gradients, whole_state
+from kd_launch.runtime.record import Recorder, StepResult
 from kd_launch.runtime.world import World
 
 # Steps in a row whose loss or gradient is not finite, after which the run fails: it would not recover by itself.
@@ -31,17 +36,13 @@ class DivergedError(RunFailedError):
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """One optimizer step, over all student ranks."""
+class Learner:
+    """What learns: the model, what changes it, and what keeps it."""
 
-    loss: float
-    loss_tokens: int
-    grad_norm: float
-    seconds: float
-    student_wait: float
-    """Mean over the student's ranks."""
-    teacher_wait: float
-    """Of all teachers for one rank, mean over the student's ranks."""
+    student: DistilledStudent
+    optimizer: torch.optim.Optimizer
+    saver: Saver
+    gate: Gate
 
 
 class Trainer:
@@ -52,32 +53,31 @@ class Trainer:
         world: World,
         run: RunPlan,
         batches: Batches,
-        student: DistilledStudent,
+        learner: Learner,
         source: PayloadSource,
-        make_optimizer: MakeOptimizer,
         progress: Progress,
+        recorder: Recorder,
     ) -> None:
-        self._world, self._run, self._batches, self._student, self._source = world, run, batches, student, source
-        self._progress = progress
-        self._items: Iterator[Item] = batches.items_of_student(world.role_rank)
-        self._optimizer = make_optimizer(student, run.spec.training)
-        self._bad_steps = 0
+        self._world, self._run, self._batches, self._source = world, run, batches, source
+        self._student, self._optimizer, self._saver, self._gate = (
+            learner.student, learner.optimizer, learner.saver, learner.gate,
+        )  # fmt: skip
+        self._progress, self._recorder = progress, recorder
+        self._items: Iterator[Item] = batches.items_of_student(world.role_rank, recorder.begin)
+        self._is_due = False
 
     def train(self, metrics: MetricsFile | None) -> None:
-        """All steps and evaluations of the schedule, from its start."""
-        training = self._run.spec.training
-        if self._batches.schedule.evaluates_after(0):
-            self._report_evaluation(0, metrics)
-        for step in range(training.steps):
-            result = self.step(step)
-            if metrics is not None:
-                metrics.write(self._metrics_line(step, result))
-            self._progress.done = step + 1
-            self._progress.move()
+        """All steps and evaluations of the schedule, from where this attempt begins."""
+        begin, steps = self._recorder.begin, self._run.spec.training.steps
+        self._metrics = metrics
+        if self._batches.schedule.evaluates_after(begin):
+            self._report_evaluation(begin)
+        for step in range(begin, steps):
+            self.step(step)
             if self._batches.schedule.evaluates_after(step + 1):
-                self._report_evaluation(step + 1, metrics)
+                self._report_evaluation(step + 1)
 
-    def step(self, step: int) -> StepResult:
+    def step(self, step: int) -> None:
         """Optimizer step number `step`, from 0."""
         started = time.perf_counter()
         waits = (self._source.student_waited, self._source.teacher_waited)
@@ -96,12 +96,41 @@ class Trainer:
         with self._progress.waiting(f"the students' gradients of step {step + 1}"):
             norm = clip_gradients(self._student.parameters(), training.max_grad_norm)
         waited = (self._source.student_waited - waits[0], self._source.teacher_waited - waits[1])
-        loss_sum, *mean_waits = self._sum_over_students([total.item(), *waited], f"the losses of step {step + 1}")
+        mine = [total.item(), float(self._saver.busy), *waited]
+        loss_sum, saving, *mean_waits = self._sum_over_students(mine, f"the losses of step {step + 1}")
         result = StepResult(
-            loss_sum / max(1, loss_tokens), loss_tokens, norm, 0.0, *(w / layout.student.gpus for w in mean_waits)
+            loss_sum / max(1, loss_tokens), loss_tokens, norm, *(w / layout.student.gpus for w in mean_waits)
         )
+        with self._gate.completing(step + 1):
+            self._complete(step, result, started, saving > 0)
+
+    def _complete(self, step: int, result: StepResult, started: float, saving: bool) -> None:
+        """All that makes it a step: the weights, its line, and the checkpoint that is due. Left out where the gate is
+        closed: another thread saves the state of before, and ends this process."""
         self._update(step, result)
-        return StepResult(**{**vars(result), "seconds": time.perf_counter() - started})
+        self._saver.changed()
+        if self._metrics is not None:
+            self._metrics.write(self._recorder.line(step, result, time.perf_counter() - started))
+        self._progress.done = step + 1
+        self._progress.move()
+        self._is_due |= (step + 1) % self._run.spec.checkpoint.every_steps == 0
+        # While any rank still writes the one before, this one is put off by a step: nobody waits for a slow disk.
+        if self._is_due and not saving and not self._recorder.bad_steps and step + 1 < self._run.spec.training.steps:
+            self._saver.start(self.state(step + 1))
+            self._is_due = False
+
+    def state(self, done: int) -> SavedState:
+        """What a checkpoint says of the training when so many steps are done. While the gate is closed, or between
+        two steps."""
+        return self._recorder.state(done)
+
+    def save_last(self) -> None:
+        """The state at the end of the training, from which the export can be made again."""
+        with self._progress.waiting("the last checkpoint to be written"):
+            try:
+                self._saver.save_now(lambda: self.state(self._run.spec.training.steps))
+            except SaveError:
+                say("warning: the finished state is not saved; if the export fails, the last steps are made again")
 
     def evaluate(self) -> dict[str, float]:
         """Means over the held-out loss tokens, under the names of `losses.STATISTICS`."""
@@ -128,17 +157,23 @@ class Trainer:
     def _update(self, step: int, result: StepResult) -> None:
         """The optimizer step; left out where loss or gradient is not finite, which every rank sees alike."""
         set_learning_rate(self._optimizer, learning_rate(step, self._run.spec.training))
-        if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
+        if self._recorder.is_good(result):
             self._optimizer.step()
-            self._bad_steps = 0
-        else:
-            self._bad_steps += 1
-            if self._bad_steps >= MOST_BAD_STEPS:
-                raise DivergedError(
-                    f"loss {result.loss} and gradient norm {result.grad_norm} in step {step + 1}: {self._bad_steps} "
-                    "steps in a row were not finite; lower training.learning_rate or look at the data"
-                )
+        elif self._recorder.bad_steps >= MOST_BAD_STEPS:
+            self._save_from_before(step + 1 - self._recorder.bad_steps)
+            raise DivergedError(
+                f"loss {result.loss} and gradient norm {result.grad_norm} in step {step + 1}: "
+                f"{self._recorder.bad_steps} steps in a row were not finite; lower training.learning_rate or look at "
+                "the data"
+            )
         self._optimizer.zero_grad()
+
+    def _save_from_before(self, done: int) -> None:
+        """The weights are still those of before the first bad step: so many steps are done."""
+        try:
+            self._saver.save_now(lambda: self._recorder.state_before(done))
+        except SaveError as error:
+            say(f"warning: the state of step {done}, before the losses left the finite numbers, is not saved: {error}")
 
     def _sum_over_students(self, values: list[float], what: str) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self._world.device)
@@ -146,29 +181,11 @@ class Trainer:
             dist.all_reduce(total, group=self._world.student_group)
             return [float(value) for value in total.tolist()]
 
-    def _metrics_line(self, step: int, result: StepResult) -> dict[str, object]:
-        batch = self._run.spec.training.global_batch_size
-        return {
-            "step": step + 1,
-            "loss": result.loss,
-            "loss_tokens": result.loss_tokens,
-            "learning_rate": learning_rate(step, self._run.spec.training),
-            "grad_norm": result.grad_norm,
-            "tokens_per_second": batch * self._run.spec.data.sequence_length / result.seconds,
-            "samples_per_second": batch / result.seconds,
-            "step_seconds": result.seconds,
-            "student_wait_seconds": result.student_wait,
-            "teacher_wait_seconds": result.teacher_wait,
-            "memory_gib": memory_gib(self._world.device),
-            "attempt": self._world.attempt,
-            "time": time.time(),
-        }
-
-    def _report_evaluation(self, step: int, metrics: MetricsFile | None) -> None:
+    def _report_evaluation(self, step: int) -> None:
         means = self.evaluate()
-        if metrics is not None:
+        if self._metrics is not None:
             known = {f"eval_{name}": value for name, value in means.items() if not math.isnan(value)}
-            metrics.write({"step": step, "eval_loss": known.pop("eval_objective", None), **known})
+            self._metrics.write({"step": step, "eval_loss": known.pop("eval_objective", None), **known})
 
 
 def finish(world: World, run: RunPlan, run_dir: RunDir, student: DistilledStudent, progress: Progress) -> None:

@@ -8,7 +8,7 @@ import json
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -50,6 +50,10 @@ class World:
     device: torch.device
     attempt: int
     store: Store
+    checkpoint_group: dist.ProcessGroup | None = field(default=None, kw_only=True)
+    """All student ranks on their CPUs: what a checkpoint's threads say to each other while the training goes on."""
+    parting_group: dist.ProcessGroup | None = field(default=None, kw_only=True)
+    """The same ranks: how they agree on the last step before they leave."""
     student_mesh: DeviceMesh
     """Axes "replicate" and "shard", or "shard" alone."""
     student_group: dist.ProcessGroup
@@ -95,7 +99,7 @@ def join(place: Environment, run: RunPlan, run_dir: RunDir, role: Role, prefligh
         if place.rank in check.members and check.kind != "meeting":
             with preflight.check(number):
                 if world is None:
-                    world = _make_groups(place, run.layout, role, device, store)
+                    world = _with_side_groups(_make_groups(place, run.layout, role, device, store), run.layout)
                 else:
                     _try(check, world)
     assert world is not None, "the groups come first"
@@ -148,6 +152,14 @@ def _teacher_groups(layout: Layout, rank: int, device: torch.device) -> TeacherG
     return TeacherGroups(place, mesh, chain, delivery)
 
 
+def _with_side_groups(world: World, layout: Layout) -> World:
+    """Groups of other threads than the main one: collectives of two threads on one group would mix."""
+    groups = [dist.new_group(list(layout.student_ranks), backend="gloo") for _ in range(2)]
+    if world.rank not in layout.student_ranks:
+        return world
+    return replace(world, checkpoint_group=groups[0], parting_group=groups[1])
+
+
 def _try(check: Check, world: World) -> None:
     """Opens the connections of a group or of a pair while nothing is in flight yet.
 
@@ -191,8 +203,8 @@ def _student_mesh(layout: Layout, device: torch.device) -> DeviceMesh:
     return DeviceMesh(device.type, ranks.view(student.replicas, student.fsdp), mesh_dim_names=("replicate", "shard"))
 
 
-def agree(world: World, facts: dict[str, object], progress: Progress) -> None:
-    """Compares facts that every rank derived by itself with the first student's.
+def agree(world: World, facts: dict[str, object], progress: Progress) -> dict[str, object]:
+    """Compares facts that every rank derived by itself with the first student's, which are returned: they may say more.
 
     Raises:
         SpecError: names the fact that differs: ranks would work on different data without a word.
@@ -205,6 +217,7 @@ def agree(world: World, facts: dict[str, object], progress: Progress) -> None:
     for name, value in json.loads(mine).items():
         if theirs.get(name) != value:
             raise SpecError(f"rank {world.rank}: its {name} is {value} but the first student's is {theirs.get(name)}")
+    return dict(theirs)
 
 
 def leave(world: World, run_dir: RunDir, progress: Progress) -> None:

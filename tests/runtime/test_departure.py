@@ -52,9 +52,10 @@ def test_a_rank_that_waits_for_another_is_told_at_once_and_the_other_follows(
         wait_for(lambda: (beat(run_dir, 0)["waiting_for"] or "").startswith("a student to take"))
         assert "kd_launch/runtime/transport.py" in " ".join(beat(run_dir, 0)["where"])
         teacher.send_signal(signal.SIGUSR2)
-        assert seconds_to_end(teacher) < 2
+        wait_for(run_dir.leave_record(1).exists, 2)
         student.send_signal(signal.SIGCONT)
-        student.wait(20)
+        assert seconds_to_end(student) < 20
+        assert seconds_to_end(teacher) < 20
     finally:
         kill(ranks)
     assert (teacher.returncode, student.returncode) == (0, 0), ranks.outputs()
@@ -62,6 +63,7 @@ def test_a_rank_that_waits_for_another_is_told_at_once_and_the_other_follows(
     assert (leave["signal"], leave["reason"], leave["rank"], leave["role"]) == ("USR2", "time_limit", 0, "teacher")
     assert [beat(run_dir, rank)["ended"] for rank in (0, 1)] == ["USR2", "USR2"]
     assert not run_dir.failure(1).exists()
+    assert run_dir.checkpoint_steps() == [ranks.steps()[-1]["step"]]
 
 
 def test_a_signal_that_only_clears_up_after_a_failure_leaves_no_record(tmp_path: Path, material: Material) -> None:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_launch.runtime import losses
+from kd_launch.runtime import divergence, losses
+from kd_launch.runtime.compiling import Compiled
+from kd_launch.runtime.divergence import Finish
 from kd_launch.runtime.losses import ChunkedLoss, Head, LossInputs, Objective
 from kd_launch.runtime.payload import HiddenStates, Logits, PayloadForm, TopKLogits, make_payload, open_payload
 
@@ -48,8 +50,9 @@ def make_case(tokens: int = 7, vocabulary: int = 11, width: int = 5, spread: flo
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks, the last one shorter, even in a small case."""
-    monkeypatch.setattr(losses, "CPU_CHUNK_BYTES", 4 * 11 * 3)
+    """Several chunks of several blocks, the last ones shorter, even in a small case."""
+    monkeypatch.setattr(losses, "CPU_CHUNK_BYTES", 4 * 11 * 4)
+    monkeypatch.setattr(losses, "CPU_BLOCK_BYTES", 4 * 11 * 3)
 
 
 @pytest.mark.parametrize(("beta", "temperature"), list(itertools.product(BETAS, TEMPERATURES)))
@@ -173,3 +176,47 @@ def test_evaluation_measures_both_cross_entropies() -> None:
     expected = torch.nn.functional.cross_entropy(teacher, labels, reduction="sum")
     assert statistics[1].item() == pytest.approx(student.item(), rel=1e-5)
     assert statistics[2].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_without_a_compiler_the_loss_goes_on_eagerly_and_says_so_once() -> None:
+    def no_compiler(*_: object) -> Tensor:
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    said: list[str] = []
+    compare = Compiled(no_compiler, said.append)
+    hidden, weight, teacher, labels = make_case()
+    expected, _ = run_loss(hidden, weight, Logits(teacher, 11), labels, Objective(0.5, 1.0, 0.0))
+    inputs = LossInputs(Logits(teacher, 11), labels, Objective(0.5, 1.0, 0.0), 0.5, Head, compare=compare)
+    found = [ChunkedLoss.apply(hidden, weight, None, inputs)[0].item() for _ in range(2)]
+    assert found == [expected.item()] * 2
+    assert said == ["the loss is not compiled, which costs time only: RuntimeError: no C++ compiler"]
+
+
+def test_an_error_after_the_compiler_worked_is_no_reason_to_go_on() -> None:
+    hidden, weight, teacher, labels = make_case()
+    answers = [divergence.compare, None]
+
+    def worked_once(*arguments: Tensor) -> Tensor:
+        function = answers.pop(0)
+        if function is None:
+            raise RuntimeError("out of memory")
+        return function(*arguments)
+
+    inputs = LossInputs(Logits(teacher, 11), labels, Objective(0.5, 1.0, 0.0), 0.5, Head,
+                        compare=Compiled(worked_once, pytest.fail))  # fmt: skip
+    with pytest.raises(RuntimeError, match="out of memory"):
+        ChunkedLoss.apply(hidden, weight, None, inputs)
+
+
+def test_compiled_and_eager_rows_are_equal() -> None:
+    """Captured and made free of in-place operations, as for every backend; the form that does the most."""
+    rule = divergence.Rule(Objective(0.3, 0.7, 0.2), Finish(1.5), Finish(softcap=4.0), True, True)
+    compiled = Compiled(torch.compile(divergence.compare, dynamic=True, backend="aot_eager"), pytest.fail)
+    for rows in (5, 3):
+        generator = torch.Generator().manual_seed(rows)
+        student, teacher = torch.randn(2, rows, 67, generator=generator).unbind()
+        labels = torch.randint(67, (rows,), generator=generator)
+        copy = student.clone()
+        found, expected = compiled(student, teacher, labels, rule), divergence.compare(copy, teacher, labels, rule)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(student, copy)

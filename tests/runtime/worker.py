@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kd_launch.runtime import __main__ as runtime
-from kd_launch.runtime import student, world
+from kd_launch.runtime import parting, student, world
 from kd_launch.runtime.batches import Batches
 from kd_launch.runtime.optimizer import make_adamw
 from kd_launch.runtime.parallel import DistilledStudent
@@ -46,8 +46,8 @@ def one_micro_batch_off():
     """The teacher leaves its first item out: every payload belongs to the micro-batch after the expected one."""
     items = Batches.items_of_teacher
 
-    def later(self, teacher):
-        remaining = items(self, teacher)
+    def later(self, teacher, begin):
+        remaining = items(self, teacher, begin)
         next(remaining)
         return remaining
 
@@ -105,19 +105,26 @@ def stop_before_the_lane():
     world._try = stopped
 
 
-defect = sys.argv.pop(1)
-optimizer = sgd if defect == "sgd" else make_adamw
-match defect:
-    case "mean_per_rank":
-        DistilledStudent.forward = mean_per_rank
-    case "factor_two":
-        DistilledStudent.forward = factor_two
-    case "sgd":
-        pass
-    case name:
-        globals()[name]()
+def impatient():
+    """Students wait one second for each other before they leave."""
+    parting.AGREE_SECONDS = 1.0
+
+
+def main():
+    defect = sys.argv.pop(1)
+    match defect:
+        case "mean_per_rank":
+            DistilledStudent.forward = mean_per_rank
+        case "factor_two":
+            DistilledStudent.forward = factor_two
+        case "sgd" | "none":
+            pass
+        case name:
+            globals()[name]()
+    return runtime.main(make_optimizer=sgd if defect == "sgd" else make_adamw)
+
 
 if __name__ == "__main__":
-    code = runtime.main(make_optimizer=optimizer)
+    code = main()
     sys.stdout.flush()
     runtime.os._exit(code)

@@ -1,0 +1,139 @@
+"""A checkpoint's folder: it is read only if it is whole, ours, and what was written; a sound one always is there."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kd_launch.run_dir import RunDir
+from kd_launch.runtime.checkpoint.folders import begin, prune, publish, tidy
+from kd_launch.runtime.checkpoint.manifest import MANIFEST, TENSORS, UnsoundError, read_manifest, sum_of, verify
+from kd_launch.runtime.checkpoint.manifest import write_manifest as write
+from kd_launch.runtime.metrics import MetricsFile
+
+
+def make(run: RunDir, step: int, data: bytes = b"weights", attempt: int = 1) -> Path:
+    """A checkpoint as the saver makes it."""
+    folder = begin(run, step, attempt)
+    (folder / TENSORS / "__0_0.distcp").write_bytes(data)
+    (folder / TENSORS / "__0_0.distcp").chmod(0o644)
+    name = f"{TENSORS}/__0_0.distcp"
+    write(folder, step, {name: sum_of(folder / name)})
+    publish(run, folder, step)
+    return run.checkpoint(step)
+
+
+def check(folder: Path) -> None:
+    verify(folder, read_manifest(folder), late=0)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    old = os.umask(0o002)  # as where every user has a group of his own
+    (tmp_path / "run").mkdir()
+    os.umask(old)
+    return RunDir(tmp_path / "run")
+
+
+def tensors(folder: Path) -> Path:
+    return folder / TENSORS / "__0_0.distcp"
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a flipped bit": (lambda it: tensors(it).write_bytes(b"weighst"), "is not what was written: its sha256 is"),
+    "a file cut short": (lambda it: tensors(it).write_bytes(b"w"), "has 1 bytes instead of 7"),
+    "a missing file": (lambda it: tensors(it).unlink(), "is missing"),
+    "a missing manifest": (lambda it: (it / MANIFEST).unlink(), "manifest.json: No such file"),
+    "half a manifest": (lambda it: (it / MANIFEST).write_text('{"files": {'), "manifest.json is damaged"),
+    "a manifest of something else": (lambda it: (it / MANIFEST).write_text("[]"), "manifest.json is damaged"),
+    "a file that others may write": (lambda it: tensors(it).chmod(0o666), "others may write __0_0.distcp (mode 0666)"),
+    "a folder that others may write": (lambda it: it.chmod(0o775), "others may write step-00000003 (mode 0775)"),
+    "a link": (lambda it: (tensors(it).rename(it / "x"), tensors(it).symlink_to(it / "x")), "is a link or a device"),
+    "a path out of it": (
+        lambda it: (it / MANIFEST).write_text(json.dumps({"files": {"../x": {"bytes": 1, "sha256": ""}}})),
+        "names ../x, which is not in the checkpoint",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_damaged_or_may_be_anothers_is_not_read(run: RunDir, name: str) -> None:
+    folder = make(run, 3)
+    check(folder)
+    damage, words = DAMAGE[name]
+    damage(folder)
+    with pytest.raises(UnsoundError) as error:
+        check(folder)
+    # The link's own size is looked at first.
+    assert words in str(error.value) or (name == "a link" and "instead of 7" in str(error.value))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_belongs_to_another_user_is_not_read(run: RunDir) -> None:
+    folder = make(run, 3)
+    os.chown(tensors(folder), 12345, -1)
+    with pytest.raises(UnsoundError, match=r"__0_0\.distcp belongs to user 12345, not to 0"):
+        check(folder)
+
+
+def test_a_sound_one_is_never_replaced_and_a_damaged_one_is(run: RunDir) -> None:
+    make(run, 3)
+    assert tensors(make(run, 3, b"another", attempt=2)).read_bytes() == b"weights"
+    tensors(run.checkpoint(3)).write_bytes(b"damaged")
+    assert tensors(make(run, 3, b"another", attempt=3)).read_bytes() == b"another"
+    check(run.checkpoint(3))
+    assert run.checkpoint_steps() == [3]
+
+
+def test_the_newest_stay_and_what_was_half_done_goes(run: RunDir) -> None:
+    for step in (1, 2, 3, 9):
+        make(run, step)
+    prune(run, newest=3, keep=2)
+    assert run.checkpoint_steps() == [2, 3, 9]
+    assert run.latest_checkpoint.readlink() == Path("step-00000009")
+    begin(run, 4, attempt=1)
+    own = begin(run, 5, attempt=2)
+    tidy(run, attempt=2)
+    assert [path.name for path in run.checkpoints.glob(".*")] == [own.name]
+
+
+def test_killed_every_50_ms_of_a_write_the_newest_one_always_loads(tmp_path: Path) -> None:
+    kills = 8
+    command = [sys.executable, "-m", "tests.runtime.killed_saves", str(tmp_path), str(kills)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == kills, done.stderr
+    assert [begin for begin, _ in found] == [named for _, named in found], done.stderr
+    assert found[-1][0] > 0
+
+
+def test_lines_wait_while_the_disk_is_full_and_a_torn_one_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    metrics = MetricsFile(path)
+    write_ = os.write
+    room = [4]
+
+    def full(descriptor: int, data: bytes) -> int:
+        if room[0] == 0:
+            raise OSError(28, "No space left on device")
+        written = write_(descriptor, data[: room[0]])
+        room[0] = 0
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        metrics.write({"step": 2})
+        metrics.write({"step": 3})
+        with pytest.raises(OSError, match="No space left on device: "):
+            metrics.sync()
+    assert capsys.readouterr().err.count("its lines wait, and the training goes on") == 1
+    metrics.write({"step": 4})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]

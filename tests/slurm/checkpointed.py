@@ -1,0 +1,77 @@
+"""Runs on a test cluster whose ranks really train, and what they have learnt whatever has happened to them."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_launch.attempt.history import read_attempts
+from kd_launch.run_dir import RunDir
+from tests.slurm.projects import Project
+
+Curve = dict[int, float]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run that was sent."""
+
+    project: Project
+    run: RunDir
+
+    @property
+    def job(self) -> str:
+        return str(json.loads(self.run.state.read_text())["job_id"])
+
+    @property
+    def attempt(self) -> int:
+        return max(self.run.attempt_numbers(), default=0)
+
+    def beat(self, rank: int) -> dict[str, Any]:
+        return dict(json.loads(self.run.heartbeat(rank).read_text()))
+
+    def send(self, rank: int, number: signal.Signals) -> None:
+        os.kill(int(self.beat(rank)["pid"]), number)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Whole lines about steps."""
+        text = self.run.metrics.read_text() if self.run.metrics.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if '"loss"' in line and line.endswith("\n")]
+
+    def curve(self) -> Curve:
+        """The loss of each step; its last line counts."""
+        return {line["step"]: line["loss"] for line in self.lines()}
+
+    def steps_of(self, attempt: int) -> list[int]:
+        return [line["step"] for line in self.lines() if line["attempt"] == attempt]
+
+    def begin_of(self, attempt: int) -> int:
+        return int(json.loads(self.run.start_record(attempt).read_text())["step"])
+
+    def said(self) -> str:
+        """For a test that fails."""
+        logs = sorted(self.run.logs.rglob("*.log"))
+        texts = [f"--- {path.relative_to(self.run.path)}\n{path.read_text()[-2500:]}" for path in logs]
+        return "\n".join([str(self.run.path), *map(str, read_attempts(self.run)), *texts])
+
+
+def weights(run: RunDir) -> dict[str, Any]:
+    """Of the exported student."""
+    from safetensors.numpy import load_file
+
+    return dict(load_file(run.model / "model.safetensors"))
+
+
+def largest_difference(one: RunDir, other: RunDir) -> float:
+    """Of all weights."""
+    import numpy as np
+
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    return max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours)
+
+
+def send(project: Project, *arguments: str) -> Training:
+    return Training(project, RunDir(Path(project.submit("--no-check", *arguments))))
