@@ -16,13 +16,18 @@ ShellText = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 # Also a folder's name, so neither "." nor "..", nothing hidden, and nothing that a command takes for an option.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
+_N = "[0-9]{1,2}"
 TimeLimit = Annotated[
-    str, StringConstraints(pattern=r"^(\d+|\d+:\d{1,2}|\d+:\d{1,2}:\d{1,2}|\d+-\d{1,2}(:\d{1,2}){0,2})$")
+    str, StringConstraints(pattern=rf"^([0-9]{{1,7}}(:{_N}){{0,2}}|[0-9]{{1,5}}-{_N}(:{_N}){{0,2}})$")
 ]
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 # More than any machine has: a slip of the finger must not become minutes of planning.
 Nodes = Annotated[int, Field(ge=1, le=16_384)]
 PerNode = Annotated[int, Field(ge=1, le=1024)]
+# What is divided by, or waited for: bounds that nothing real comes near.
+Bandwidth = Annotated[float, Field(ge=1e-3, le=1e6)]
+Gibibytes = Annotated[float, Field(ge=1e-3, le=1e6)]
+Seconds = Annotated[float, Field(ge=1e-3, le=1e7)]
 
 
 class Container(BaseModel):
@@ -69,11 +74,11 @@ class Pool(BaseModel):
     """An id or alias of the GPU catalog, or CPU."""
     cpus_per_node: Positive | None = None
     """CPU cores of a node."""
-    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    memory_gib: Gibibytes | None = None
     """Memory of a node, GiB."""
-    inter_node_gb_per_s: Annotated[float, Field(gt=0)] | None = None
+    inter_node_gb_per_s: Bandwidth | None = None
     """Network bandwidth per node and direction, GB/s."""
-    intra_node_gb_per_s: Annotated[float, Field(gt=0)] | None = None
+    intra_node_gb_per_s: Bandwidth | None = None
     """Bandwidth between two GPUs of a node and direction, GB/s; null: the catalog's."""
     gpu_directive: Line | None = "--gpus-per-node={n}"
     """How this site asks for n GPUs of a node; null where whole nodes come with their GPUs."""
@@ -158,9 +163,9 @@ class Cluster(BaseModel):
     """A script template of the site's own; relative to this file."""
     signal_before_end_s: Annotated[int, Field(ge=0, le=65535)] = 120
     """Seconds before the time limit at which ranks are told to leave."""
-    heartbeat_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    heartbeat_timeout_s: Seconds = 60.0
     """A rank that gives no sign of life for so long has failed."""
-    stall_timeout_s: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    stall_timeout_s: Literal["auto"] | Seconds = "auto"
     """A run that makes no progress for so long has failed; auto: max(300, 10 predicted steps)."""
     max_failures_without_progress: Positive = 3
     """Failures in a row, without the step advancing, after which the run is not requeued."""

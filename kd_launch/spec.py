@@ -128,7 +128,7 @@ class Distillation(BaseModel):
 
     beta: Fraction = 0.5
     """Generalized JSD as in GKD and TRL: 0 is forward KL, 1 is reverse KL."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
     """Divides both models' logits; no T^2 factor."""
     cross_entropy_weight: Fraction = 0.0
     """(1 - w) * divergence + w * cross-entropy."""

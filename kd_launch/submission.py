@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from kd_launch import __version__
+from kd_launch import __version__, commands
 from kd_launch.cluster import Cluster, time_limit_seconds
 from kd_launch.commands import Runner
 from kd_launch.errors import MaybeSentError, SpecError
@@ -24,6 +24,7 @@ from kd_launch.run_dir import RunDir, alone, create_run_dir, make_run_dir, run_n
 from kd_launch.runs.state import JobToken, RunState, git_state, versions, write_state
 from kd_launch.scripts.render import render
 from kd_launch.scripts.script import decide
+from kd_launch.scripts.shell_check import refuse_broken_shell
 from kd_launch.sending import Sleep, send_job, token_of
 
 SUBMITIT_TAGS = ("%j", "%t", "%A", "%a")
@@ -71,9 +72,15 @@ def refuse_existing(path: Path) -> None:
         raise SpecError(f"{path}: exists; --run-dir names a folder that is made for this run")
 
 
-def script_text(inputs: Inputs, layout: Layout, run: RunDir) -> str:
-    """The script of a run: job.sbatch, and what `render` shows."""
-    return render(inputs.spec, inputs.cluster, layout, run.path, run.name, sys.executable)
+def script_text(inputs: Inputs, layout: Layout, run: RunDir, runner: Runner = commands.run) -> str:
+    """The script of a run: job.sbatch, and what `render` shows.
+
+    Raises:
+        SpecError: a value that no script can hold, or setup lines that bash cannot read.
+    """
+    text = render(inputs.spec, inputs.cluster, layout, run.path, run.name, sys.executable)
+    refuse_broken_shell(inputs.cluster, text, runner)
+    return text
 
 
 def submit_slurm(

@@ -84,7 +84,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         tensors = {name: _entry(value) for name, value in entries.items() if name != "__metadata__"}
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
+    except (ValueError, OverflowError, RecursionError, AttributeError, TypeError, LookupError) as error:
         raise SpecError(f"{path}: its safetensors header is damaged; {_AGAIN}") from error
     wanted = 8 + length + max((end for _, _, end in tensors.values()), default=0)
     if size != wanted:

@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fuzz_files import CANARY, PRODUCT, Case, case_of
+from fuzz_files import CANARY, CONFIG, PRODUCT, Case, case_of
 from typer.main import get_command
 
 from kd_launch.cli.__main__ import app
@@ -38,13 +38,9 @@ COMMANDS = get_command(app)
 SLOW_S = 3.0
 """Of processor time: the machine may be busy with other things."""
 STOP_S = 20.0
+SOUND = json.dumps(CONFIG).encode()
 MOST_RANKS = 16
 """A local script with more is not run."""
-CONFIG = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 128,
-    "max_position_embeddings": 256,
-}  # fmt: skip
 
 # Every part of an srun line once, in a shell of its own where the line has one.
 SRUN = """#!/bin/bash
@@ -87,7 +83,7 @@ class Bench:
         self.work, self.programs, self.sandbox = root / "work", root / "programs", root / "sandbox"
         for role in ("teacher", "student"):
             (self.work / role).mkdir(parents=True)
-            (self.work / role / "config.json").write_text(json.dumps(CONFIG))
+            (self.work / role / "config.json").write_bytes(SOUND)
         self.programs.mkdir()
         for name, text in PROGRAMS.items():
             (self.programs / name).write_text(text)
@@ -101,6 +97,7 @@ class Bench:
         """Runs a case and says what is wrong with what became of it."""
         (self.work / "distill.yaml").write_bytes(case.spec)
         (self.work / "cluster.yaml").write_bytes(case.cluster)
+        (self.work / "teacher" / "config.json").write_bytes(SOUND if case.model is None else case.model)
         before = set(self.work.iterdir())
         with self._surroundings(case):
             outcome = self._call(case)

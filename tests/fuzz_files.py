@@ -3,8 +3,8 @@
 import copy
 import json
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -79,6 +79,13 @@ SPEC: dict[str, Any] = {
         "mail_user": "a@b.org", "comment": "Ann's 1st", "time_limit": "30",
     },
     "cluster": "cluster.yaml",
+}  # fmt: skip
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 128,
+    "max_position_embeddings": 256, "layer_types": ["full_attention", "full_attention"], "head_dim": 8,
+    "sliding_window": 16, "tie_word_embeddings": True, "rope_theta": 1e4, "torch_dtype": "bfloat16",
 }  # fmt: skip
 
 RUN = (f"$(touch {CANARY})", f"`touch {CANARY}`", f";touch {CANARY};", f"\ntouch {CANARY}\n", f"|>{CANARY}")
@@ -286,7 +293,8 @@ class Case:
     cluster: bytes
     arguments: tuple[str, ...]
     variable: str = "/shared"
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    model: bytes | None = None
+    """The teacher's config.json; None: a sound one."""
 
 
 def _settings(rng: random.Random) -> list[str]:
@@ -334,7 +342,17 @@ def case_of(seed: int, number: int) -> Case:
     if rng.random() < 0.05:
         arguments += ["--cluster", rng.choice(("cluster.yaml", "nothing.yaml", "distill.yaml", ".", texts(rng)))]
     variable = "/shared" if rng.random() < 0.8 else texts(rng)
-    return Case(number, files[0], files[1], tuple(map(_word, arguments)), _word(variable))
+    model = _config(rng) if not quiet and rng.random() < 0.1 else None
+    return Case(number, files[0], files[1], tuple(map(_word, arguments)), _word(variable), model)
+
+
+def _config(rng: random.Random) -> bytes:
+    """A model's config.json, spoilt."""
+    config = copy.deepcopy(CONFIG)
+    for _ in range(rng.choice((0, 1, 2))):
+        spoil(config, rng)
+    text = json.dumps(config).encode()
+    return _garble(text, rng) if rng.random() < 0.3 else text
 
 
 def _word(text: str) -> str:

@@ -1,6 +1,7 @@
 """The preflight: each thing that it looks at, found right and found wrong."""
 
 import json
+import random
 import re
 import shutil
 import sys
@@ -15,10 +16,11 @@ from kd_launch.checks.finding import Finding, Level, Place
 from kd_launch.checks.models import check_models
 from kd_launch.checks.preflight import check
 from kd_launch.commands import run
-from kd_launch.errors import DoesNotFitError
+from kd_launch.errors import DoesNotFitError, SpecError
 from kd_launch.local.machine import Machine
 from kd_launch.plan import Layout
 from kd_launch.preparation import Inputs, Source, load_inputs, plan_inputs
+from kd_launch.weight_files import read_header
 
 MACHINE = Machine(cores=2, memory_gib=8.0, gpus=())
 
@@ -137,6 +139,22 @@ def test_weights_that_no_rank_could_load(project: Project, how: str, words: str)
     assert not finding.ok
     assert re.search(words, finding.says)
     assert finding.says.isprintable()
+
+
+def test_no_damage_to_a_header_is_a_traceback(tmp_path: Path) -> None:
+    path, rng = tmp_path / "x.safetensors", random.Random(1)
+    write_weights(path, shapes_of(2))
+    sound = path.read_bytes()
+    header = int.from_bytes(sound[:8], "little") + 8
+    refused = 0
+    for _ in range(300):
+        place, new = rng.randrange(header), rng.choice((bytes([rng.randrange(256)]), b"-", b"1e999", b"[", b"null"))
+        path.write_bytes(sound[:place] + new + sound[place + rng.choice((1, len(new))) :])
+        try:
+            read_header(path)
+        except SpecError:
+            refused += 1
+    assert refused > 200
 
 
 def test_quantized_weights_are_warned_of(project: Project) -> None:

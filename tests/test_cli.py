@@ -112,6 +112,13 @@ def test_what_is_wrong_is_said_without_a_traceback(
     assert not project.runs.exists()
 
 
+def test_an_answer_that_stdout_cannot_encode_is_an_error_for_people(project: Project) -> None:
+    project.environ["PYTHONIOENCODING"] = "ascii"
+    done = project.call("render", "distill.yaml", "--run-dir", "läufe")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the answer holds '\\xe4', which stdout's encoding, ascii, lacks; give LC_ALL=C.UTF-8" in done.stderr
+
+
 def test_a_bug_of_ours_shows_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")

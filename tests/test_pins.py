@@ -63,6 +63,12 @@ def test_tp_of_a_model_without_a_plan():
     assert text == "teacher.parallelism.tp: 2 does not suit a 'gpt2' (it has no TP plan); legal: 1"
 
 
+def test_a_model_of_unknown_parts_is_not_split():
+    unknown = replace(QWEN_14B, head_is_known=False, model_type="strange")
+    text = message(frozen=unknown, teacher={"parallelism": {"fsdp": 2}})
+    assert text.startswith("teacher.parallelism: how to split a 'strange' over GPUs is not known to this version")
+
+
 def test_tp_lies_in_a_node():
     text = message(slurm(pool(nodes=4, gpus_per_node=4)), teacher={"parallelism": {"tp": 8}})
     assert text == "teacher.parallelism.tp: 8 ranks must share a node, which has 4 GPUs"

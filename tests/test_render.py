@@ -33,10 +33,12 @@ from render_cases import (
     spec_of,
 )
 
+from kd_launch import commands
 from kd_launch.cluster import Cluster
 from kd_launch.errors import SpecError
 from kd_launch.run_dir import job_name
 from kd_launch.scripts.render import find_template
+from kd_launch.scripts.shell_check import refuse_broken_shell
 
 HERE = Path(__file__).parent
 SHELLCHECK = Path(sysconfig.get_path("scripts"), "shellcheck")
@@ -640,6 +642,21 @@ def test_words_of_the_rank_command_arrive_or_are_refused(quick: Bench, value: st
 def test_a_directive_in_the_setup_is_refused() -> None:
     with pytest.raises(SpecError, match="setup: holds an #SBATCH line"):
         replace(CASES["hetstep"], cluster=cluster_of(pool("h100"), setup="true\n  #SBATCH --exclusive")).text()
+
+
+@pytest.mark.parametrize(
+    "setup",
+    ["{", "}", "if true; then", "echo 'open", 'echo "$(', "cat <<END\nx", "case x in", "f() {", "$((", "a () b"],
+)
+def test_a_setup_that_is_no_whole_text_is_refused(setup: str) -> None:
+    for changes in ({"setup": setup}, {"setup": "true", "pools": ({**MIXED[0], "setup": setup}, MIXED[1])}):
+        cluster = Cluster.model_validate({"scheduler": "slurm", "pools": MIXED, **changes}, strict=False)
+        with pytest.raises(
+            SpecError, match=r"setup: is no whole shell text: bash: line \d+: .*; try it with `bash -n`"
+        ):
+            refuse_broken_shell(cluster, "", commands.run)
+    refuse_broken_shell(cluster_of(*MIXED, setup="ls !(x)\nif true; then module load cuda; fi"), "", commands.run)
+    refuse_broken_shell(cluster_of(*MIXED, setup=setup), "", lambda *_, **__: commands.run(["/nowhere"], timeout=1))
 
 
 def test_a_run_folder_of_bytes_is_refused(tmp_path: Path) -> None:

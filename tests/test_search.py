@@ -375,6 +375,8 @@ def test_unknown_heads_send_logits():
     teacher = replace(QWEN_14B, head_is_known=False)
     plan = make_plan(spec_of(), H100_2, teacher, QWEN_1_7B, clock=lambda: 0.0)
     assert {layout.payload for layout in layouts(plan)} == {"logits"}
+    # nothing says that its parts can be told apart
+    assert all(x.teacher.fsdp * x.teacher.tp * x.teacher.pp == 1 for x in layouts(plan) if x != plan.baseline)
     assert any("head of a 'qwen3' is not known" in warning for warning in plan.warnings)
 
 
@@ -464,3 +466,8 @@ def test_faster_links_never_hurt(slow, gain, inside):
 def test_more_nodes_never_hurt(nodes, batch):
     before, after = (plan_qwen(slurm(pool(nodes=n)), batch) for n in (nodes, nodes + 1))
     assert after.chosen.step_seconds.p50 <= SAME * before.chosen.step_seconds.p50
+
+
+def test_a_loss_that_reads_each_logit_often_takes_longer():
+    seconds = [plan_tiny(local(), training={"compile": asked}).chosen.step_seconds.p50 for asked in ("auto", False)]
+    assert seconds[0] < seconds[1]

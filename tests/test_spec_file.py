@@ -1,5 +1,6 @@
 """YAML's oddities: each is a line with its place, never a traceback and never a long wait."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,15 @@ def test_a_value_that_no_run_can_have(project: Project, setting: str, words: str
         load(project.config, [setting], environ={}, cwd=project.folder)
     assert words in str(caught.value)
     assert all(line.isprintable() for line in str(caught.value).split("\n"))
+
+
+@pytest.mark.parametrize("good", ["90", "90:30", "08:00:00", "1-12", "2-00:00", "2-00:00:00", "120:00:00"])
+def test_times_of_slurm(project: Project, good: str) -> None:
+    found = load(project.config, [f"cluster.time_limit='{good}'"], environ={}, cwd=project.folder)
+    assert found.cluster.time_limit == good
+
+
+@pytest.mark.parametrize("bad", ["٩٠", "1:2:3:4", "9" * 30, "-1", "1h", "90\n", "1-", ""])
+def test_times_that_slurm_does_not_read(project: Project, bad: str) -> None:
+    with pytest.raises(SpecError, match=r"time_limit: is .* but must be a time of Slurm's"):
+        load(project.config, [f"cluster.time_limit={json.dumps(bad)}"], environ={}, cwd=project.folder)

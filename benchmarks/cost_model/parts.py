@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cost_model.rows import Row, count, model_of, noted
+
 from kd_launch.cost.activations import kept_of, saved_of
 from kd_launch.cost.constants import load_constants
 from kd_launch.cost.training import Split

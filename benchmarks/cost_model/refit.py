@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-
 from cost_model.rows import Case
 from cost_model.scores import Scored
+
 from kd_launch.catalog import Engine, find_engine, find_gpu
 from kd_launch.cost.constants import Constants, load_constants
 from kd_launch.estimate.request import Request

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cost_model.rows import Case
+
 from kd_launch.estimate.result import Estimate
 
 

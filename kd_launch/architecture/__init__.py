@@ -120,6 +120,11 @@ class Architecture:
         """Bytes of one token's keys and values over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_value
 
+    @property
+    def can_be_split(self) -> bool:
+        """Whether the runtime knows the model's parts well enough to give them to several ranks."""
+        return self.head_is_known
+
     def legal_tp(self, tp: int) -> bool:
         """Whether the layers can be split over `tp` ranks: every rank needs whole KV heads and equal MLP slices."""
         if tp == 1:

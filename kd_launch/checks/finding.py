@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from kd_launch.commands import Runner
-from kd_launch.errors import CheckError, KdLaunchError, SlurmSilentError
+from kd_launch.errors import CheckError, KdLaunchError, SlurmSilentError, printable
 from kd_launch.local.machine import Machine
 
 
@@ -40,7 +40,7 @@ class Finding:
 
     def line(self) -> str:
         shown = Level.FAIL if self.level is Level.SILENT else self.level
-        return f"{shown:<4} {self.what}: {self.says}"
+        return "\n".join(map(printable, f"{shown:<4} {self.what}: {self.says}".split("\n")))
 
 
 def fine(what: str, says: str) -> Finding:

@@ -56,9 +56,12 @@ class Setting:
     student_dtype: Dtype | Literal["float8"]
     top_k: int
     compiled: bool
+    """The layers are."""
     engine: Engine
     constants: Constants
     attention: Attention = "flash"
+    fused_loss: bool = False
+    """The loss reads and writes each logit but a few times: compiled on a GPU, in blocks that a CPU's caches hold."""
 
     @cached_property
     def teacher_sizes(self) -> Sizes:
@@ -99,7 +102,7 @@ class Setting:
     def loss_traffic(self) -> float:
         """Bytes per token and vocabulary entry of the loss's elementwise work."""
         time = self.constants.time
-        return time.fused_loss_bytes if self.compiled else time.loss_bytes
+        return time.fused_loss_bytes if self.fused_loss else time.loss_bytes
 
     @property
     def teacher_width(self) -> int:

@@ -97,6 +97,8 @@ def teacher_stages(spec: Spec, teacher: Architecture, share: Share) -> tuple[Sta
     pinned = spec.teacher.parallelism
     if pinned != "auto":
         return (Stages(pinned.tp, pinned.pp, (pinned.fsdp,)),)
+    if not teacher.can_be_split:
+        return (Stages(1, 1, (1,)),)
     legal = tuple(tp for tp in divisors(share.block) if share.gpus % tp == 0 and teacher.legal_tp(tp))
     return _teacher_stages(share.gpus, share.block, legal, teacher.layers)
 

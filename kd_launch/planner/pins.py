@@ -107,6 +107,12 @@ def _teacher_problems(spec: Spec, cluster: Cluster, teacher: Architecture) -> It
     pinned = spec.teacher.parallelism
     if pinned == "auto":
         return
+    if pinned.fsdp * pinned.tp * pinned.pp > 1 and not teacher.can_be_split:
+        yield (
+            f"teacher.parallelism: how to split a '{teacher.model_type}' over GPUs is not known to this version; set "
+            "replicas alone, or auto"
+        )
+        return
     if not teacher.legal_tp(pinned.tp):
         legal = ", ".join(str(tp) for tp in range(1, teacher.kv_heads + 1) if teacher.legal_tp(tp))
         why = (

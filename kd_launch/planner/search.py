@@ -103,7 +103,8 @@ def setting_of(spec: Spec, teacher: Architecture, student: Architecture) -> Sett
         teacher_dtype=spec.teacher.dtype,
         student_dtype=spec.student.dtype,
         top_k=spec.distillation.top_k,
-        compiled=False,  # of the models, of which the runtime compiles none: training.compile is about the loss
+        compiled=False,  # of the layers; what a spec has compiled is the loss alone
+        fused_loss=spec.training.compile is not False,
         engine=find_engine(ENGINE),
         constants=load_constants(),
     )

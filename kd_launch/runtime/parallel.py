@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from kd_launch.plan import RoleLayout, RunPlan
+from kd_launch.runtime.compiling import choose_compare
 from kd_launch.runtime.divergence import Compare, compare
 from kd_launch.runtime.losses import ChunkedLoss, Head, LossInputs, Objective, TeacherSignal
 from kd_launch.runtime.models import DTYPES, blank_student, decoder_layers, head_of
@@ -85,15 +86,14 @@ def shard_student(
     return student
 
 
-def load_student(
-    run: RunPlan, objective: Objective, mesh: DeviceMesh, device: torch.device, compare: Compare = compare
-) -> DistilledStudent:
+def load_student(run: RunPlan, objective: Objective, mesh: DeviceMesh, device: torch.device) -> DistilledStudent:
     """The student of a run, of which this rank holds its shards and has read, or drawn, no more than them."""
     model, weights = blank_student(run.spec)
     # DistilledStudent's name for the model; what is cut here is what fully_shard cuts below.
     pieces = {f"model.{name}": piece for name, piece in pieces_of(model, 0, 1).items()}
     shard = mesh["shard"]
     pieces = sharded(pieces, shard.get_local_rank(), shard.size())
+    compare = choose_compare(run.spec.training.compile, device)
     student = shard_student(model, objective, run.layout.student, mesh, DTYPES[run.spec.student.dtype], compare)
     take_memory(student, device, model)
     if weights is None:

@@ -19,7 +19,7 @@ from kd_launch.runtime.checkpoint.saver import SaveError, Saver
 from kd_launch.runtime.checkpoint.state import SavedState
 from kd_launch.runtime.departure import say
 from kd_launch.runtime.gate import Gate, GateError
-from kd_launch.runtime.meeting import Address
+from kd_launch.runtime.meeting import Address, MeetingError
 
 AGREE_SECONDS = 10.0
 """For every student to say how far it is: threads answer at once, whatever their main threads wait for; in the worst
@@ -38,6 +38,7 @@ class Parting:
         """
         self._address, self._group = address, group
         self._save: Callable[[float], str] | None = None
+        self._has_heard = threading.Event()
 
     def keep(self, gate: Gate, saver: Saver, describe: Callable[[int], SavedState]) -> None:
         """From now on this student rank has something to save."""
@@ -51,13 +52,20 @@ class Parting:
         self._save = save
 
     def wait_for_stop(self) -> str | None:
-        """The signal that some rank was told to leave by; None where the store has gone, as at the end of a run."""
+        """The signal that some rank was told to leave by; None at the end of a run, or where the store has gone."""
         try:
             store = self._address.connect()
             store.wait(["stop"], NEVER)
-            return store.get("stop").decode()
-        except RuntimeError:
+            return store.get("stop").decode() or None
+        except (RuntimeError, MeetingError):
             return None
+        finally:
+            self._has_heard.set()
+
+    def nobody_stops_any_more(self, store: Store) -> None:
+        """Every rank has left: ends this one's waiting, which else would see the store go, and say so in the log."""
+        store.set("stop", "")
+        self._has_heard.wait(AGREE_SECONDS)
 
     def nothing_is_left_to_save(self) -> None:
         """Said by the first student after the last step: no teacher need wait for it."""
@@ -82,7 +90,7 @@ class Parting:
         return thread
 
     def _say(self, values: Mapping[str, str]) -> None:
-        with suppress(RuntimeError):  # nobody is there to hear it
+        with suppress(RuntimeError, MeetingError):  # nobody is there to hear it
             store = self._client(AGREE_SECONDS)
             for key, value in values.items():
                 store.set(key, value)
@@ -104,7 +112,9 @@ class Parting:
 
     def _wait_for_students(self, seconds: float) -> None:
         """A teacher goes when they have saved: the end of its connections would look like a failure before."""
-        with suppress(RuntimeError):  # they do not answer, or rank 0, which serves the store and goes last, is gone
+        with suppress(
+            RuntimeError, MeetingError
+        ):  # they do not answer, or rank 0, which serves the store and goes last, is gone
             store = self._client(seconds)
             store.wait(["parting"], timedelta(seconds=min(seconds, AGREE_SECONDS)))
             store.wait(["parted"], timedelta(seconds=seconds))

@@ -147,13 +147,15 @@ class Logits:
 
 @dataclass(frozen=True)
 class StripedLogits:
-    """The teacher's logits by columns, [n, V / stripes] each; put together a few rows at a time."""
+    """The teacher's logits by columns, [n, V / stripes] each; put together a chunk at a time."""
 
     stripes: Sequence[Tensor]
     vocabulary: int
 
-    def chunk(self, rows: slice, buffer: Buffer) -> WholeLogits:  # noqa: ARG002 - its dtype may be another
-        return WholeLogits(torch.cat([stripe[rows] for stripe in self.stripes], -1), Finish())
+    def chunk(self, rows: slice, buffer: Buffer) -> WholeLogits:
+        parts = [stripe[rows] for stripe in self.stripes]
+        whole = buffer.rows(len(parts[0]), self.vocabulary, parts[0].dtype)
+        return WholeLogits(torch.cat(parts, -1, out=whole), Finish())
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from kd_launch.runtime.checkpoint.saver import Saver, Storage
 from kd_launch.runtime.checkpoint.state import read_state
 from kd_launch.runtime.checkpoint.tensors import Copies, TrainState
 from kd_launch.runtime.colocated import ColocatedTeacher, PayloadSource, RemoteTeacher
-from kd_launch.runtime.compiling import choose_compare
 from kd_launch.runtime.departure import Departure, grace_seconds
 from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.gate import Gate
@@ -69,7 +68,7 @@ def run_rank(task: Task, make_optimizer: MakeOptimizer | None = None) -> None:
         _run_teacher(world, run, batches, form, progress, begin)
     else:
         _run_student(world, task, batches, form, make_optimizer or make_adamw, begin, parting)
-    leave(world, run_dir, progress)
+    leave(world, run_dir, progress, lambda: parting.nobody_stops_any_more(world.store))
 
 
 def _begin(world: World, task: Task) -> int | None:
@@ -138,8 +137,7 @@ def _learner(
 ) -> Learner:  # fmt: skip
     """The student as this attempt finds it."""
     run, run_dir = task.run, task.run_dir
-    compare = choose_compare(run.spec.training.compile, world.device)
-    student = load_student(run, objective(run), world.student_mesh, world.device, compare)
+    student = load_student(run, objective(run), world.student_mesh, world.device)
     optimizer = make_optimizer(student, run.spec.training)
     state = TrainState(student, optimizer)
     group = world.checkpoint_group

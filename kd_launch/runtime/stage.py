@@ -1,7 +1,7 @@
 """One rank's part of a teacher that is split: some layers, some of their matrices, or a shard of both."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from kd_launch.runtime.parallel import MicroBatch
 from kd_launch.runtime.payload import PayloadForm, TopStripe, make_payload, merge_top, top_stripe
 from kd_launch.runtime.pieces import Range
 from kd_launch.runtime.sharding import (
+    Pieces,
     fill,
     local_of,
     pieces_of,
@@ -132,40 +133,62 @@ class StagedTeacher:
         self.payload(self._idle, self._idle_hidden)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A stage without storage, and what this rank is to hold of it."""
+
+    stage: Stage
+    pieces: Pieces
+    model: PreTrainedModel
+    """What it was cut from."""
+    head_names: dict[str, str]
+    """In the checkpoint, of what the head consists of."""
+
+    def name(self, parameter: str) -> str:
+        """In the checkpoint."""
+        prefix: str = self.model.base_model_prefix
+        return self.head_names.get(parameter, prefix + parameter.removeprefix("model"))
+
+
 def load_stage(run: RunPlan, form: PayloadForm, groups: TeacherGroups, device: torch.device) -> StagedTeacher:
     """Builds this rank's part of the teacher and reads its weights, no more than them.
 
     Raises:
         SpecError: an architecture that cannot be split like this, or incomplete weights.
     """
-    layout, spec, dtype = run.layout.teacher, run.spec.teacher, DTYPES[run.spec.teacher.dtype]
-    whole = blank_model(spec, "teacher.model", dtype).requires_grad_(False).eval()
-    config = whole.config
-    rules = head_rules(config)
+    cut = cut_stage(run, form, groups)
+    take_memory(cut.stage, device, cut.model.base_model)
+    fill(cut.stage, cut.pieces, open_weights(run.spec.teacher, "teacher.model", cut.model), cut.name)
+    dtype = DTYPES[run.spec.teacher.dtype]
+    return StagedTeacher(cut.stage, cut.model.config.hidden_size, dtype, device, groups.place.stage == 0)
+
+
+def cut_stage(run: RunPlan, form: PayloadForm, groups: TeacherGroups) -> Cut:
+    """Everything of `load_stage` that takes no memory.
+
+    Raises:
+        SpecError: an architecture that cannot be split like this.
+    """
+    layout, place = run.layout.teacher, groups.place
+    whole = blank_model(run.spec.teacher, "teacher.model", DTYPES[run.spec.teacher.dtype]).requires_grad_(False).eval()
+    rules = head_rules(whole.config)
     if rules is None:
         raise SpecError(
-            f"teacher.model: how to split a {config.model_type} is not known to this version; set teacher.parallelism "
-            "to replicas alone"
+            f"teacher.model: how to split a {whole.config.model_type} is not known to this version; set "
+            "teacher.parallelism to replicas alone"
         )
-    place, last = groups.place, groups.place.stage == layout.pp - 1
+    last, tied = place.stage == layout.pp - 1, whole.config.tie_word_embeddings
     stage = Stage(whole.base_model, form, Head(torch.empty(0), None, *rules), groups, last)
-    embedding_name = _name_of(whole, whole.get_input_embeddings())
+    head_name = _name_of(whole, whole.get_input_embeddings()) if tied else "lm_head.weight"
     kept = _cut_to_stage(whole, place.stage, layout.pp)
     if last and form.kind != "hidden_states":
-        _give_head(stage, whole, shared=whole.config.tie_word_embeddings and layout.pp == 1)
+        _give_head(stage, whole, shared=tied and layout.pp == 1)
     _split_over_tp(stage, groups.mesh, place.stage == 0, layout)
     pieces = pieces_of(stage, place.tp_rank, layout.tp)
     if layout.fsdp > 1 and groups.mesh is not None:
         _shard(stage, kept, groups.mesh["fsdp"])
         pieces = sharded(pieces, place.shard, layout.fsdp)
-    take_memory(stage, device, whole.base_model)
-    weights = open_weights(spec, "teacher.model", whole)
-    heads = {
-        "head": embedding_name if whole.config.tie_word_embeddings else "lm_head.weight",
-        "head_bias": "lm_head.bias",
-    }
-    fill(stage, pieces, weights, lambda name: heads.get(name, f"{whole.base_model_prefix}{name.removeprefix('model')}"))
-    return StagedTeacher(stage, config.hidden_size, dtype, device, place.stage == 0)
+    return Cut(stage, pieces, whole, {"head": head_name, "head_bias": "lm_head.bias"})
 
 
 def _name_of(model: nn.Module, part: nn.Module) -> str:

@@ -6,7 +6,7 @@ a group made by its members alone would hang the next one that all make.
 
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -106,8 +106,11 @@ def join(place: Environment, run: RunPlan, run_dir: RunDir, role: Role, prefligh
     return world
 
 
-def _make_groups(place: Environment, layout: Layout, role: Role, device: torch.device, store: Store) -> World:
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+def _make_groups(
+    place: Environment, layout: Layout, role: Role, device: torch.device, store: Store, backend: str | None = None
+) -> World:  # fmt: skip
+    """`backend`: of torch.distributed; None: that of the device."""
+    backend = backend or ("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
     # No device_id: with it every new group would split the world's communicator, and unbatched sends would share it.
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=PATIENCE)
     teacher = _teacher_groups(layout, place.rank, device)
@@ -119,6 +122,14 @@ def _make_groups(place: Environment, layout: Layout, role: Role, device: torch.d
         place.rank, place.world_size, role, place.rank - first, device, place.attempt, store, student_mesh,
         student_group, lane, teacher,
     )  # fmt: skip
+
+
+def _with_side_groups(world: World, layout: Layout) -> World:
+    """Groups of other threads than the main one: collectives of two threads on one group would mix."""
+    groups = [dist.new_group(list(layout.student_ranks), backend="gloo") for _ in range(2)]
+    if world.rank not in layout.student_ranks:
+        return world
+    return replace(world, checkpoint_group=groups[0], parting_group=groups[1])
 
 
 def _own_group(groups: Iterable[tuple[int, ...]], rank: int) -> dist.ProcessGroup | None:
@@ -150,14 +161,6 @@ def _teacher_groups(layout: Layout, rank: int, device: torch.device) -> TeacherG
             own if len(own) > 1 else own[0], device.type, ranks if len(own) > 1 else None, mesh_dim_names=tuple(groups)
         )
     return TeacherGroups(place, mesh, chain, delivery)
-
-
-def _with_side_groups(world: World, layout: Layout) -> World:
-    """Groups of other threads than the main one: collectives of two threads on one group would mix."""
-    groups = [dist.new_group(list(layout.student_ranks), backend="gloo") for _ in range(2)]
-    if world.rank not in layout.student_ranks:
-        return world
-    return replace(world, checkpoint_group=groups[0], parting_group=groups[1])
 
 
 def _try(check: Check, world: World) -> None:
@@ -220,11 +223,15 @@ def agree(world: World, facts: dict[str, object], progress: Progress) -> dict[st
     return dict(theirs)
 
 
-def leave(world: World, run_dir: RunDir, progress: Progress) -> None:
+def leave(world: World, run_dir: RunDir, progress: Progress, settle: Callable[[], None]) -> None:
     """Parts from the others: nobody closes a connection before everybody is done with it; rank 0, which serves the
-    store, goes last. Once the run is done, it does not matter who is gone already."""
+    store, goes last. Once the run is done, it does not matter who is gone already.
+
+    Args:
+        settle: ends what else of this rank waits at the store; called when every rank has left.
+    """
     try:
-        _part(world, progress)
+        _part(world, progress, settle)
     except RuntimeError:
         if not run_dir.done_record(world.attempt).exists():
             raise
@@ -232,11 +239,12 @@ def leave(world: World, run_dir: RunDir, progress: Progress) -> None:
         dist.destroy_process_group()
 
 
-def _part(world: World, progress: Progress) -> None:
+def _part(world: World, progress: Progress, settle: Callable[[], None]) -> None:
     ranks = range(world.size)
     world.store.set(f"left/{world.rank}", "1")
     with progress.waiting("all ranks to be done"):
         world.store.wait([f"left/{rank}" for rank in ranks], PATIENCE)
+    settle()
     world.store.set(f"gone/{world.rank}", "1")
     if world.rank == 0:
         with progress.waiting("all ranks to be gone"):

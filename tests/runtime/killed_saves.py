@@ -54,6 +54,7 @@ def attempt(run: RunDir, number: int, found: int) -> None:
 
 def main() -> None:
     run, kills = RunDir(Path(sys.argv[1])), int(sys.argv[2])
+    run.plan.write_text("{}")
     for number in range(1, kills + 1):
         named = max(run.checkpoint_steps(), default=0)
         reading, writing = os.pipe()
@@ -64,7 +65,9 @@ def main() -> None:
         os.close(writing)
         with os.fdopen(reading) as answers:
             begin = int(answers.readline() or -1)
-        while begin >= 0 and max(run.checkpoint_steps(), default=0) <= begin:
+        while max(run.checkpoint_steps(), default=0) <= begin:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            assert not ended, f"attempt {number} ended by itself, with status {status}"
             time.sleep(0.001)
         time.sleep(number * EVERY_S)
         os.kill(pid, signal.SIGKILL)

@@ -51,10 +51,10 @@ class Zygote:
             forks.pids.append(self.ask(argv=argv, variables=variables, output=output, defect=defect))
         return forks
 
-    def run(self, run_dir: RunDir, layout: Layout, attempt: int = 1, defect: str | None = None) -> "Forks":
+    def run(self, run_dir: RunDir, layout: Layout, attempt: int = 1, timeout: float = 200) -> "Forks":
         """Starts every rank, and expects success."""
-        forks = self.start(run_dir, layout, attempt, defect)
-        codes = forks.wait()
+        forks = self.start(run_dir, layout, attempt)
+        codes = forks.wait(timeout)
         assert not any(codes), f"exit codes {codes}\n{forks.outputs()}"
         return forks
 
@@ -78,7 +78,7 @@ class Forks:
     def outputs(self) -> str:
         return "\n".join(f"--- rank {rank}\n{self.output_file(rank).read_text()}" for rank in range(len(self.pids)))
 
-    def wait(self, timeout: float = 60) -> list[int]:
+    def wait(self, timeout: float = 120) -> list[int]:
         """Exit codes, negative for signals; kills what is left after `timeout` seconds."""
         codes: list[int] = self.zygote.ask(wait=self.pids, timeout=timeout)
         return codes

@@ -24,7 +24,6 @@ from tests.slurm.checkpointed import Training, largest_difference, send
 from tests.slurm.machine import wait_for
 from tests.slurm.projects import make_models, write_project
 from tests.slurm.setup import Nodes, Partition, Setup
-from tests.slurm.trials import parent_of
 
 SETUP = Setup(
     nodes=(Nodes("t", 2), Nodes("s", 2)),
@@ -78,7 +77,7 @@ def strike(training: Training, lot: Lot) -> None:
         case "stop":
             training.send(lot.rank, signal.SIGSTOP)
         case "slurmstepd":
-            os.kill(parent_of(int(training.beat(lot.rank)["pid"])), signal.SIGKILL)
+            os.kill(_parent(int(training.beat(lot.rank)["pid"])), signal.SIGKILL)
         case "end signal":
             box.ask("scancel", "--signal=USR2", training.job)
         case "slurmd":
@@ -100,6 +99,10 @@ def strike(training: Training, lot: Lot) -> None:
         case _:
             wanted = training.beat(0 if "teacher" in lot.fault else 1)["host"]
             box.sbatch("--partition=urgent", f"--nodelist={wanted}", "--exclusive", "--wrap=sleep 3")
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def suffer(training: Training, lots: list[Lot], steps: int) -> list[str]:

@@ -19,13 +19,13 @@ from tests.slurm.checkpointed import Training, largest_difference, send
 from tests.slurm.machine import wait_for
 from tests.slurm.projects import write_project
 
-STEPS, EVERY = 240, 10
+STEPS, EVERY = 80, 5
 SPEC: dict[str, dict[str, Any]] = {
     "teacher": {"gpus": 1}, "student": {"gpus": 1},
     "training": {"steps": STEPS, "global_batch_size": 8, "micro_batch_size": 1},
     "checkpoint": {"every_steps": EVERY, "keep": 2},
 }  # fmt: skip
-PATIENCE_S = 400
+PATIENCE_S = 500
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _undisturbed(run: RunDir, folder: Path) -> Forks:
     shutil.copy(run.plan, copy.plan)
     zygote = Zygote()
     try:
-        return zygote.run(copy, read_run_plan(copy.plan).layout)
+        return zygote.run(copy, read_run_plan(copy.plan).layout, timeout=PATIENCE_S)
     finally:
         zygote.close()
 

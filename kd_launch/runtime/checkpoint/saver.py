@@ -17,8 +17,10 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future as TorchFuture
 
 from kd_launch.run_dir import RunDir, write_json, write_whole
 from kd_launch.runtime.checkpoint.folders import begin, partial_folder, prune, publish
@@ -204,6 +206,23 @@ class _Writer(FileSystemWriter):
         if self._storage.is_first:
             begin(self._storage.run_dir, self._step, self._storage.attempt)
         return plan
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> "TorchFuture[list[WriteResult]]":
+        """torch reports a full disk as a position that it did not expect."""
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            cause = _os_error(error)
+            if cause is None:
+                raise
+            raise OSError(cause.errno, cause.strerror, cause.filename or str(self.path)) from error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The operating system's word among the errors that led to this one."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _words(error: BaseException) -> str:

@@ -1,0 +1,107 @@
+"""Plans of many ranks build their groups, meshes and shards: in one process, with groups that only pretend."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from kd_launch.architecture import from_config
+from kd_launch.cost.memory import stage_parameters
+from kd_launch.cost.setting import sizes_of
+from kd_launch.plan import Layout, TokenStores, read_run_plan
+from kd_launch.runtime.environment import Environment
+from kd_launch.runtime.links import TeacherPlace, chains, fsdp_groups, lanes, rank_of, tp_groups
+from kd_launch.runtime.stage import cut_stage
+from kd_launch.runtime.teacher import payload_form
+from kd_launch.runtime.world import World, _make_groups
+from tests.runtime.harness import make_layout, make_run
+
+LARGE = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000,
+    "max_position_embeddings": 8192, "tie_word_embeddings": False,
+}  # fmt: skip
+MOST_GROUPS = 6
+"""Of a rank: the world's, and of a teacher tp, fsdp, chain and lane; of a student all, shard, replicate and lane."""
+
+
+def layout_of(world: int) -> Layout:
+    """Half for a teacher of tp 8 x fsdp 2 x pp 2, half for a student of fsdp 8."""
+    half = world // 2
+    split = {"tp": 8, "fsdp": 2, "pp": 2}
+    return make_layout(
+        teachers=half, replicas=half // 8, fsdp=8, micro_batch=1, accumulation=1, split=split, payload="logits"
+    )
+
+
+@contextmanager
+def pretended(layout: Layout, rank: int) -> Iterator[World]:
+    """The world as one rank builds it."""
+    place = Environment("torchrun", rank, layout.world_size, 0, 1, 1)
+    try:
+        yield _make_groups(place, layout, layout.role_of(rank), torch.device("cpu"), FakeStore(), "fake")
+    finally:
+        dist.destroy_process_group()
+
+
+def groups_of(rank: int) -> int:
+    """Groups that this rank is in."""
+    return sum(rank in ranks for ranks in dist.distributed_c10d._world.pg_group_ranks.values())
+
+
+@pytest.mark.parametrize("size", [64, 512, 2048])
+def test_a_rank_is_in_few_groups_however_many_ranks_there_are(size: int) -> None:
+    layout = layout_of(size)
+    assert layout.world_size == size
+    for rank in (0, size // 2 - 1, size // 2, size - 1):
+        with pretended(layout, rank) as world:
+            assert groups_of(rank) <= MOST_GROUPS
+            assert world.lane is not None or world.teacher is not None
+            if world.teacher is not None:
+                assert world.teacher.mesh is not None
+                assert world.teacher.mesh.shape == (2, 8)
+                place = world.teacher.place
+                assert world.teacher.mesh.get_coordinate() == (place.shard, place.tp_rank)
+            else:
+                assert world.student_mesh.shape == (size // 16, 8)
+
+
+@pytest.mark.parametrize("size", [64, 2048])
+def test_every_teacher_rank_has_its_place_once(size: int) -> None:
+    layout = layout_of(size)
+    teacher = layout.teacher
+    for rank in layout.teacher_ranks:
+        place = TeacherPlace.of(teacher, rank)
+        assert rank_of(teacher, place.instance, place.stage, place.tp_rank) == rank
+    for groups in (tp_groups(layout), fsdp_groups(layout), chains(layout)):
+        assert sorted(rank for group in groups for rank in group) == list(layout.teacher_ranks)
+    in_lanes = [rank for teachers, students in lanes(layout) for rank in (*teachers, *students)]
+    assert len(in_lanes) == len(set(in_lanes)) == size // 4 + size // 2  # the last stage, and every student
+
+
+@pytest.mark.parametrize("size", [64, 512])
+def test_a_rank_holds_what_the_plan_says(tmp_path: Path, size: int) -> None:
+    layout = layout_of(size)
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(LARGE))
+    run_dir = make_run(
+        tmp_path / "run", layout, tmp_path / "teacher", tmp_path / "teacher", TokenStores(train=str(tmp_path))
+    )
+    run = read_run_plan(run_dir.plan)
+    sizes = sizes_of(from_config(LARGE, "config.json"))
+    split = layout.teacher
+    planned = stage_parameters(sizes, LARGE["num_hidden_layers"], split.pp) / (split.fsdp * split.tp)
+    held = []
+    for stage in range(split.pp):
+        rank = rank_of(split, instance=1, stage=stage, tp_rank=3)
+        with pretended(layout, rank) as world:
+            assert world.teacher is not None
+            cut = cut_stage(run, payload_form(run, torch.bfloat16), world.teacher)
+            held.append(sum(prod(piece.shape) for piece in cut.pieces.values()))
+    assert max(held) == pytest.approx(planned, rel=0.1)
