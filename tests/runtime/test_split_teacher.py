@@ -89,6 +89,4 @@ def test_the_end_is_quiet_however_far_the_teacher_is_ahead(ended: tuple[Curves, 
     curves, ranks = ended
     for depth in DEPTHS:
         assert curves["llama", f"depth {depth}"] == [pytest.approx(curves["llama", WHOLE][0], rel=1e-5)]
-    assert not any(
-        words in ranks.outputs() for words in ("Connection reset", "Connection closed by peer", "Broken pipe")
-    )
+    assert not any(words in ranks.outputs() for words in ("onnection", "Broken pipe"))
