@@ -58,6 +58,17 @@ def test_all_flags_of_the_design_are_taken():
         assert json.loads(done.stdout)["data_parallel"] == 8
 
 
+def test_ranks_without_a_sequence_share_one_and_it_is_said():
+    words = (
+        "meta-llama/Llama-3.1-8B --gpu H100 --gpus 8 --sequence-length 131072 --global-batch-size 2 --recompute full"
+    )
+    done = ask("train", *words.split(), "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["data_parallel"] == 2
+    assert "4 ranks share the tokens of one (--cp)" in done.stderr
+    assert ask("forward", *words.split(), "--json").exit_code == 2
+
+
 def test_people_get_words():
     done = ask("train", "Qwen/Qwen3-14B", "--gpu", "H100", "--gpus", "8", "--micro-batch-size", "8")
     assert done.exit_code == 0

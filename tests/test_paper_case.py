@@ -43,8 +43,8 @@ def test_on_one_node_tensor_parallelism_wins_where_replication_does_not_fit():
     assert not found["(2-0)"].fits
     gain = found["(2-TP)"].samples_per_second / found["(3-3)"].samples_per_second
     assert 1.05 < gain < 1.4
-    # and no better than a sharded teacher beside the same student, since b lies at the inflection point itself
-    assert found["(2-TP)"].samples_per_second == pytest.approx(found["(2-3)"].samples_per_second, rel=0.05)
+    # b lies near the inflection point, so that a sharded teacher beside the same student is not far behind
+    assert 0.98 < found["(2-TP)"].samples_per_second / found["(2-3)"].samples_per_second < 1.25
 
 
 def test_more_samples_in_the_group_favour_sharding():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kd_launch.cli.app import Json, app
+from kd_launch.cli.app import Json, app, say
 
 if TYPE_CHECKING:
     from kd_launch.estimate.request import Request
@@ -25,7 +25,10 @@ PerNode = Annotated[
 ]
 Tp = Annotated[int, typer.Option("--tp", metavar="N", help="Tensor parallel ranks, with sequence parallelism.")]
 Pp = Annotated[int, typer.Option("--pp", metavar="N", help="Pipeline stages (1F1B); need not divide the layers.")]
-Cp = Annotated[int, typer.Option("--cp", metavar="N", help="Context parallel ranks.")]
+Cp = Annotated[
+    int | None,
+    typer.Option("--cp", metavar="N", help="Ranks that share a sequence's tokens; else those that get no sequence."),
+]
 Interleave = Annotated[int, typer.Option("--interleave", metavar="N", help="Pieces of the model on each stage.")]
 TrainZero = Annotated[
     int, typer.Option("--zero", min=0, max=3, help="What data parallel ranks divide: 0 nothing (DDP), 3 all (FSDP).")
@@ -57,7 +60,7 @@ def train(
     gpus_per_node: PerNode = None,
     tp: Tp = 1,
     pp: Pp = 1,
-    cp: Cp = 1,
+    cp: Cp = None,
     interleave: Interleave = 1,
     zero: TrainZero = 3,
     sequence_length: Length = 4096,
@@ -112,8 +115,14 @@ def _request(arguments: Mapping[str, Any]) -> "Request":
     given = {name: value for name, value in arguments.items() if name != "as_json"}
     given["model"] = find_architecture(given["model"], None, os.environ)
     given["gpu"] = find_gpu(given["gpu"])
-    given["gpus_per_node"] = given["gpus_per_node"] or min(8, max(given["gpus"], 1))
-    return Request(**given)
+    if given["gpus_per_node"] is None:
+        given["gpus_per_node"] = min(8, max(given["gpus"], 1))
+    if given.get("cp", 1) is not None:
+        return Request(**given)
+    shared = Request(**given | {"cp": 1}).context_for_batch()
+    if shared > 1:
+        say(f"note: the batch has fewer sequences than ranks, so that {shared} ranks share the tokens of one (--cp)")
+    return Request(**given | {"cp": shared})
 
 
 def _show(kind: Literal["train", "forward"], request: "Request", estimate: "Estimate", as_json: bool) -> None:

@@ -57,6 +57,11 @@ class Request:
             return "torch-fsdp"
         return "megatron-fp8" if self.dtype == "fp8" else "megatron"
 
+    def context_for_batch(self) -> int:
+        """Ranks that must share a sequence where the batch has fewer sequences than there are data-parallel ranks."""
+        data, batch = self.gpus // max(1, self.tp * self.pp), self.global_batch_size
+        return data // batch if batch and 0 < batch < data and data % batch == 0 else 1
+
     def check(self) -> None:
         """Raises SpecError with one line for each value that cannot be."""
         problems = [*self._counts(), *(self._layout() if not list(self._counts()) else ())]
@@ -102,7 +107,10 @@ class Request:
         if batch is None:
             return []
         if batch % data:
-            return [f"--global-batch-size must be a multiple of the {data} data-parallel ranks, is {batch}"]
+            return [
+                f"--global-batch-size must be a multiple of the {data} data-parallel ranks, is {batch}; "
+                "--cp lets ranks share a sequence"
+            ]
         if micro is not None and batch // data % micro:
             return [f"--micro-batch-size must divide the {batch // data} sequences of a data-parallel rank, is {micro}"]
         return []

@@ -8,8 +8,8 @@ from kd_launch.planner.layouts import LARGEST_MICRO_BATCH, divisors
 from kd_launch.planner.reasons import figure, seconds_text
 from kd_launch.planner.terms import TEACHER_COMPUTE, Case, split_term, student_step, teacher_terms
 
-FREE = 0.01
-"""Share of a role's time below which what its split costs counts as nothing."""
+FREE = 0.05
+"""Share of a role's time below which what its split costs is called free: hidden traffic still slows compute."""
 
 
 def distances_of(case: Case, changes: list[Inflection]) -> list[str]:
@@ -35,7 +35,7 @@ def _teacher_is_free(case: Case) -> Iterator[str]:
         yield f"the teacher's {words} is free: {100 * now:.1f} % of its time"
         return
     enough = next((other for other in _larger(case) if _teacher_cost(other) < FREE), None)
-    yield _instead(case, enough, f"the teacher's {words}", now)
+    yield _instead(case, enough, f"the teacher's {words}", now, enough and _teacher_cost(enough))
 
 
 def _axes(case: Case) -> str:
@@ -53,7 +53,7 @@ def _student_is_free(case: Case) -> Iterator[str]:
     now = _student_cost(case)
     if now >= FREE:
         enough = next((other for other in _larger(case) if _student_cost(other) < FREE), None)
-        yield _instead(case, enough, "the student's communication", now)
+        yield _instead(case, enough, "the student's communication", now, enough and _student_cost(enough))
 
 
 def _student_cost(case: Case) -> float:
@@ -61,13 +61,14 @@ def _student_cost(case: Case) -> float:
     return step.communication / step.total
 
 
-def _instead(case: Case, enough: Case | None, what: str, now: float) -> str:
+def _instead(case: Case, enough: Case | None, what: str, now: float, then: float | None) -> str:
     costs = f"{what} costs {100 * now:.0f} % of its time"
     if enough is None:
         return f"{costs}; no larger micro-batch that divides the batch makes it free"
     fits = _fits(enough)
     room = "" if fits is None else f", but {fits}"
-    return f"{costs}; micro-batch {enough.unit.size} instead of {case.unit.size} makes it free{room}"
+    left = f" ({100 * (then or 0.0):.0f} %)"
+    return f"{costs}; micro-batch {enough.unit.size} instead of {case.unit.size} makes it free{left}{room}"
 
 
 def _fits(case: Case) -> str | None:

@@ -39,12 +39,9 @@ def _only(tables: Tables, spec: Spec, layout: Layout) -> str:
     if "auto" not in (spec.teacher.pool, spec.student.pool) and spec.teacher.pool != spec.student.pool:
         return "teacher.pool and student.pool differ, so that the roles are apart"
     least = tables.setting.teacher_sizes.all * tables.setting.teacher_width
-    each = tables.setting.constants.memory.optimizer_bytes + tables.setting.engine.gradient_bytes
-    state = each * tables.setting.student_sizes.all
     return (
-        "no colocated layout fits: on the same GPUs the teacher's weights "
-        f"({figure(least / 2**30)} GiB over its shards) leave no room for the student's state ({figure(state / 2**30)} "
-        "GiB over its shards) with its activations"
+        f"no colocated layout fits: the teacher's weights, {figure(least / 2**30)} GiB over its shards, leave no room "
+        "on the same GPUs for the student's state and activations"
     )
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
@@ -14,7 +13,7 @@ from kd_launch.architecture import from_config
 from kd_launch.errors import SpecError
 from kd_launch.runtime.losses import Head
 from kd_launch.runtime.tokenizer_pair import load_tokenizer
-from kd_launch.runtime.weights import Weights, weight_files
+from kd_launch.runtime.weights import Weights, open_file, weight_files
 from kd_launch.sources import model_sources
 from kd_launch.spec import Spec, Student, Teacher, TeacherLayers
 
@@ -181,9 +180,8 @@ def _find(names: dict[str, Path], endings: tuple[str, ...]) -> str | None:
 
 
 def _read(names: dict[str, Path], name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with safe_open(names[name], "pt") as file:
-        tensor: Tensor = file.get_tensor(name)
-    return tensor.to(device=device, dtype=dtype, copy=True)
+    tensor: Tensor = open_file(names[name]).get_tensor(name)
+    return tensor.to(device=device, dtype=dtype)
 
 
 def export(config: Any, state: dict[str, Tensor], spec: Spec, target: Path) -> None:

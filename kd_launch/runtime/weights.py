@@ -35,10 +35,15 @@ def weight_files(folder: Path) -> dict[str, Path]:
         raise SpecError(
             f"{folder}: holds no model.safetensors; only safetensors are read, since other files can run code"
         )
-    return dict.fromkeys(_open(single).keys(), single)
+    return dict.fromkeys(open_file(single).keys(), single)
 
 
-def _open(file: Path) -> Any:
+def open_file(file: Path) -> Any:
+    """A safetensors file, to be read without mapping it.
+
+    Raises:
+        SpecError: it is damaged.
+    """
     try:
         return safe_open(file, "pt", backend="pread")
     except Exception as error:  # safetensors raises its own class, outside of any tree
@@ -146,7 +151,7 @@ class Weights:
     def _slice(self, stored: str) -> Any:
         file = self._files[stored]
         if file not in self._open:
-            self._open[file] = _open(file)
+            self._open[file] = open_file(file)
         return self._open[file].get_slice(stored)
 
 

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from kd_launch.architecture import from_config
-from kd_launch.cost.memory import stage_parameters
 from kd_launch.cost.setting import sizes_of
 from kd_launch.plan import Layout, TokenStores, read_run_plan
 from kd_launch.runtime.environment import Environment
@@ -96,7 +95,7 @@ def test_a_rank_holds_what_the_plan_says(tmp_path: Path, size: int) -> None:
     run = read_run_plan(run_dir.plan)
     sizes = sizes_of(from_config(LARGE, "config.json"))
     split = layout.teacher
-    planned = stage_parameters(sizes, LARGE["num_hidden_layers"], split.pp) / (split.fsdp * split.tp)
+    planned = sizes.stage(split.pp) / (split.fsdp * split.tp)
     held = []
     for stage in range(split.pp):
         rank = rank_of(split, instance=1, stage=stage, tp_rank=3)

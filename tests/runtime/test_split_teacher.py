@@ -89,4 +89,4 @@ def test_the_end_is_quiet_however_far_the_teacher_is_ahead(ended: tuple[Curves, 
     curves, ranks = ended
     for depth in DEPTHS:
         assert curves["llama", f"depth {depth}"] == [pytest.approx(curves["llama", WHOLE][0], rel=1e-5)]
-    assert "onnection" not in ranks.outputs()
+    assert not any(words in ranks.outputs() for words in ("onnection", "Broken pipe"))

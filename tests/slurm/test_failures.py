@@ -105,7 +105,7 @@ RANKS_FAIL = {
         Trial({"1": {"4": ["signal", 11]}}, launch="hetstep"), {"COMPLETED"}, COMES_BACK, ("killed", {4}), "SIGSEGV"
     ),
     "again and again": Fate(
-        Trial({"*": {"4": ["signal", 9]}}, cluster={"max_failures_without_progress": 1}),
+        Trial({"*": {"4": ["signal", 9]}}, cluster={"max_failures_without_progress": 2}),
         {"FAILED"}, (("failed", "requeue"), ("failed", "fail")), ("killed", {4}),
     ),
     "no requeue allowed": Fate(
