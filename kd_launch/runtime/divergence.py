@@ -187,15 +187,17 @@ def compare_buckets(
     """`compare` where only the teacher's k most likely tokens are known; its own cross-entropy is not."""
     zs, w = rule.student.logits(student), rule.objective.cross_entropy_weight
     values = zs.new_zeros(len(STATISTICS), len(zs))
-    found, grad = bucket_divergence(zs, ids, logprobs, missing, rule.objective)
-    values[0] = (1 - w) * found
-    grad.mul_((1 - w) / rule.objective.temperature)
+    grad: Tensor | None = None
+    if w < 1 or not rule.want_gradient:  # training on the text alone gets no payload
+        found, grad = bucket_divergence(zs, ids, logprobs, missing, rule.objective)
+        values[0] = (1 - w) * found
+        grad.mul_((1 - w) / rule.objective.temperature)
     if w > 0 or rule.measure:
         _add_cross_entropy(values, zs, labels, w)
         grad = _cross_entropy_gradient(zs, labels, w, grad)
     if rule.measure:
         values[2] = math.nan
-    if rule.want_gradient:
+    if rule.want_gradient and grad is not None:
         student.copy_(rule.student.backward(grad, zs))
     return values
 

@@ -220,3 +220,15 @@ def test_compiled_and_eager_rows_are_equal() -> None:
         found, expected = compiled(student, teacher, labels, rule), divergence.compare(copy, teacher, labels, rule)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(student, copy)
+
+
+@pytest.mark.parametrize("kind", ["hidden_states", "logits", "top_k"])
+def test_the_text_alone_needs_no_payload(kind: str) -> None:
+    hidden, weight, _, labels = make_case()
+    form = PayloadForm(kind, 3, 11, 4, torch.float32, 1.0)  # type: ignore[arg-type]
+    signal = open_payload(form, form.empty(torch.device("cpu")), Head(torch.randn(13, 3)))
+    loss, _ = run_loss(hidden, weight, signal, labels, Objective(0.5, 1.0, 1.0))
+    loss.backward()
+    expected = torch.nn.functional.cross_entropy(hidden.detach() @ weight.detach().T, labels, reduction="sum")
+    assert loss.item() == pytest.approx(0.5 * expected.item(), rel=1e-5)
+    assert weight.grad.abs().max() > 0
