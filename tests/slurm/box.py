@@ -346,7 +346,7 @@ class Box:
 
     def kd(self, *arguments: str, cwd: Path | None = None, **options: Any) -> "subprocess.CompletedProcess[str]":
         """kd-launch, as the user."""
-        return self.call(sys.executable, "-m", "kd_launch.cli", *arguments, cwd=cwd, **{"timeout": 120, **options})
+        return self.call(sys.executable, "-m", "kd_launch.cli", *arguments, cwd=cwd, **{"timeout": 300, **options})
 
     def give(self, *paths: Path) -> None:
         """Makes files and folders, with all that is in them, the user's."""
