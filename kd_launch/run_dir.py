@@ -229,6 +229,15 @@ def write_whole(path: Path, data: bytes, mode: int = 0o644) -> None:
             partial.unlink()
 
 
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, value: Mapping[str, object], mode: int = 0o644) -> None:
     """`write_whole` of one JSON object."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode(), mode)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd_launch.errors import SpecError
-from kd_launch.run_dir import write_json
+from kd_launch.run_dir import sync_folder, write_json
 from kd_launch.runtime.data import ARRAYS, Rows
 from kd_launch.tokens import StoreHeader, header_path, is_complete
 
@@ -136,7 +136,7 @@ def publish(partial: Path, store: Path) -> bool:
 
     Returns False where another prepare was faster: then its store, which holds the same, stays.
     """
-    _sync(partial)
+    sync_folder(partial)
     if store.exists() and not is_complete(store):
         _discard(store)
     try:
@@ -145,7 +145,7 @@ def publish(partial: Path, store: Path) -> bool:
         if is_complete(store):
             return False
         raise
-    _sync(store.parent)
+    sync_folder(store.parent)
     return True
 
 
@@ -154,15 +154,6 @@ def _discard(damaged: Path) -> None:
     aside = damaged.with_name(f".{damaged.name}.{_machine()}.{os.getpid()}.damaged.partial")
     damaged.rename(aside)
     shutil.rmtree(aside)
-
-
-def _sync(folder: Path) -> None:
-    """Puts the folder's own entries on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_abandoned(folder: Path, now: float) -> None:

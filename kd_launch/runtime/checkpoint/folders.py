@@ -1,13 +1,12 @@
 """The folders of a run's checkpoints: one gets its name when it is whole, the newest stay, damaged ones stand aside."""
 
-import os
 import re
 import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from kd_launch.run_dir import RunDir
+from kd_launch.run_dir import RunDir, sync_folder
 from kd_launch.runtime.checkpoint.manifest import TENSORS, UnsoundError, read_manifest, verify
 
 _MODE = 0o755  # whatever the umask says: what others may write is not read again
@@ -38,13 +37,13 @@ def publish(run: RunDir, partial: Path, step: int) -> None:
         OSError: it cannot be; the partial folder is left.
     """
     for folder in (partial / TENSORS, partial):
-        sync(folder)
+        sync_folder(folder)
     final = run.checkpoint(step)
     if final.exists() and not _replace_damaged(run, final):
         shutil.rmtree(partial, ignore_errors=True)
     else:
         partial.replace(final)
-        sync(run.checkpoints)
+        sync_folder(run.checkpoints)
     _point_latest(run, final)
 
 
@@ -89,12 +88,3 @@ def tidy(run: RunDir, attempt: int) -> None:
         found = re.fullmatch(r"\.step-\d+\.(?:partial-(\d+)|old-\w+)", path.name)
         if found and (found[1] is None or int(found[1]) < attempt):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def sync(folder: Path) -> None:
-    """Brings the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
