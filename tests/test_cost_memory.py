@@ -15,6 +15,7 @@ from kd_launch.cost.memory import (
     teacher_memory,
 )
 from kd_launch.cost.setting import StudentDegrees, TeacherDegrees
+from kd_launch.runtime import losses
 
 PARAMETERS_8B = 8_030_261_248
 WHOLE = StudentDegrees(replicas=8, fsdp=1, recompute=False, reshard=None)
@@ -77,14 +78,24 @@ def test_activations_grow_with_layers_and_recompute_keeps_one():
     assert of_student(recomputing).transient["activations"] == pytest.approx(saved + layer + outputs)
 
 
-def test_loss_holds_six_chunks_however_many_tokens():
+def test_loss_holds_two_chunks_and_six_blocks_however_many_tokens():
     setting = setting_of(LLAMA_70B, LLAMA_8B)
     rows = 256 * 2**20 // (4 * 128256)
     assert rows == 523
     assert loss_buffer_bytes(setting, site(), 4096) == loss_buffer_bytes(setting, site(), 65536)
-    assert loss_buffer_bytes(setting, site(), 4096) == 6 * 4 * 523 * 128256
-    assert loss_buffer_bytes(setting, site(), 16) == 6 * 4 * 16 * 128256
-    assert loss_buffer_bytes(setting, site(gpu="CPU", gpus_per_node=2), 4096) <= 6 * 8 * 2**20
+    width = setting.student_width
+    assert loss_buffer_bytes(setting, site(), 4096) == (2 * width * 523 + 6 * 4 * 130) * 128256
+    assert loss_buffer_bytes(setting, site(), 16) == (2 * width + 6 * 4) * 16 * 128256
+    on_cpu = loss_buffer_bytes(setting, site(gpu="CPU", gpus_per_node=2), 4096)
+    assert 2 * width * 8 * 2**20 * 0.95 < on_cpu <= (2 * width * 8 + 6 * 1) * 2**20
+
+
+def test_loss_buffers_are_as_large_as_the_runtime_makes_them():
+    memory = setting_of(LLAMA_70B, LLAMA_8B).constants.memory
+    assert memory.loss_chunk_mib * 2**20 == losses.GPU_CHUNK_BYTES
+    assert memory.cpu_loss_chunk_mib * 2**20 == losses.CPU_CHUNK_BYTES
+    assert memory.loss_block_mib * 2**20 == losses.GPU_BLOCK_BYTES
+    assert memory.cpu_loss_block_mib * 2**20 == losses.CPU_BLOCK_BYTES
 
 
 def test_head_gradient_is_one_float32_matrix_and_one_product():

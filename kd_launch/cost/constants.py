@@ -74,7 +74,10 @@ class MemoryConstants:
     teacher_activations: float
     loss_chunk_mib: float
     cpu_loss_chunk_mib: float
-    loss_buffers: int
+    loss_chunk_buffers: int
+    loss_block_mib: float
+    cpu_loss_block_mib: float
+    loss_block_buffers: int
     optimizer_bytes: int
     tensor_parallel_buffers: float
 

@@ -101,6 +101,9 @@ def _activations(setting: Setting, degrees: StudentDegrees, tokens: int) -> floa
 
 
 def loss_buffer_bytes(setting: Setting, site: Site, tokens: int) -> float:
-    """Float32 [rows, vocabulary] buffers of one chunk; they do not grow with the tokens beyond it."""
-    rows = loss_chunk_rows(tokens, setting.vocabulary, site.loss_chunk_mib)
-    return 4.0 * setting.constants.memory.loss_buffers * rows * setting.vocabulary
+    """Products of one chunk of rows, and float32 logits of its blocks; they do not grow with the tokens beyond it."""
+    memory = setting.constants.memory
+    chunk = loss_chunk_rows(tokens, setting.vocabulary, site.loss_chunk_mib)
+    block = loss_chunk_rows(tokens, setting.vocabulary, site.loss_block_mib)
+    per_entry = memory.loss_chunk_buffers * setting.student_width * chunk + memory.loss_block_buffers * 4.0 * block
+    return per_entry * setting.vocabulary

@@ -137,7 +137,9 @@ class Site:
     context_gib: float
     """Of it, what every process takes before any tensor."""
     loss_chunk_mib: float
-    """Float32 logits that the loss computes at a time."""
+    """Float32 logits that the loss multiplies at a time."""
+    loss_block_mib: float
+    """And compares at a time."""
 
     def hiding(self, engine: Engine) -> float:
         """Share of compute behind which communication can hide. On a CPU the same cores do both."""
@@ -165,4 +167,5 @@ def site_of(pool: Pool, gpu: Gpu, teacher_dtype: str, student_dtype: str, consta
         memory_limit_gib=memory.usable * total,
         context_gib=memory.cpu_context_gib if pool.is_cpu else memory.context_gib,
         loss_chunk_mib=memory.cpu_loss_chunk_mib if pool.is_cpu else memory.loss_chunk_mib,
+        loss_block_mib=memory.cpu_loss_block_mib if pool.is_cpu else memory.loss_block_mib,
     )
