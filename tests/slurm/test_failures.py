@@ -23,6 +23,9 @@ KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 HOLD: dict[str, list[Any]] = {"0": ["wait"]}
 """In the first attempt, until something happens from outside."""
 MINUTE = ({}, {"sbatch": ["--time=1"]})
+SOON: dict[str, Any] = {"signal_before_end_s": 5}
+"""Slurm looks every 30 s and is early rather than late: the signal comes 25 to 55 s after the start of a MINUTE, when
+the ranks are there."""
 ALONE = ({"sbatch": ["--exclusive"]}, {"sbatch": ["--exclusive"]})
 
 COMES_BACK = (("failed", "requeue"), ("done", "done"))
@@ -123,11 +126,11 @@ JOBS_END = {
     ),
     "cancel": Fate(Trial({"1": HOLD}, cancel_without_slurm), {"FAILED"}, (("cancelled", "fail"),)),
     "near the student's time limit": Fate(
-        Trial({"1": HOLD}, cluster={"signal_before_end_s": 50}, pools=MINUTE),
+        Trial({"1": HOLD}, cluster=SOON, pools=MINUTE),
         {"COMPLETED"}, (("time_limit", "requeue"), ("done", "done")),
     ),
     "near it again": Fate(
-        Trial({"*": HOLD}, cluster={"signal_before_end_s": 50}, pools=MINUTE),
+        Trial({"*": HOLD}, cluster=SOON, pools=MINUTE),
         {"FAILED"}, (("time_limit", "requeue"), ("time_limit", "fail")),
     ),
     "over the student's time limit": Fate(
