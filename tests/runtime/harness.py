@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,9 +135,10 @@ def make_run(
 
 @dataclass
 class Ranks:
-    """The processes of one run."""
+    """The processes of one attempt of a run."""
 
     run_dir: RunDir
+    attempt: int = 1
     processes: list[subprocess.Popen[str] | ForkedRank] = field(default_factory=list)
 
     def wait(self, timeout: float = 400) -> list[int]:
@@ -148,8 +151,11 @@ class Ranks:
                 process.kill()
                 process.wait()
 
+    def send(self, rank: int, number: signal.Signals) -> None:
+        self.processes[rank].send_signal(number)
+
     def output(self, rank: int) -> str:
-        return (self.run_dir.path / f"rank-{rank}.txt").read_text()
+        return _output_file(self.run_dir, rank, self.attempt).read_text()
 
     def outputs(self) -> str:
         return "\n".join(f"--- rank {rank}\n{self.output(rank)}" for rank in range(len(self.processes)))
@@ -160,16 +166,25 @@ class Ranks:
     def steps(self) -> list[dict[str, Any]]:
         return [line for line in self.metrics() if "loss" in line]
 
+    def losses(self) -> dict[int, tuple[float, float]]:
+        """Loss and gradient norm by step; the last line of a step counts."""
+        return {line["step"]: (line["loss"], line["grad_norm"]) for line in self.steps()}
+
+    def has_done(self, step: int) -> bool:
+        with suppress(OSError, ValueError):
+            return max(self.losses(), default=0) >= step
+        return False
+
 
 MODULE = ("-m", "kd_launch.runtime")
 
 
-def variables_of(launcher: str, rank: int, world: int) -> dict[str, str]:
+def variables_of(launcher: str, rank: int, world: int, attempt: int = 1) -> dict[str, str]:
     """What torchrun, or srun on one node, sets for a rank, and the script."""
     here = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
     if launcher == "slurm":
         here = {"SLURM_PROCID": rank, "SLURM_NTASKS": world, "SLURM_LOCALID": rank, "SLURM_STEP_TASKS_PER_NODE": world}
-    return {name: str(value) for name, value in here.items()} | {"KD_LAUNCH_ATTEMPT": "1"}
+    return {name: str(value) for name, value in here.items()} | {"KD_LAUNCH_ATTEMPT": str(attempt)}
 
 
 def start_rank(
@@ -178,36 +193,43 @@ def start_rank(
 ) -> "subprocess.Popen[str]":  # fmt: skip
     """Starts one rank as a launcher would. `program` replaces the module by a test's own; `under` starts it in turn."""
     command = [*under, sys.executable, *program, *_arguments(run_dir, layout, rank)]
-    with (run_dir.path / f"rank-{rank}.txt").open("w") as output:
+    with _output_file(run_dir, rank).open("w") as output:
         environment = _variables(launcher, rank, layout)
         return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
 
 
 def start_ranks(
-    run_dir: RunDir, layout: Layout, program: tuple[str, ...] = MODULE, launcher: str | None = None
+    run_dir: RunDir, layout: Layout, program: tuple[str, ...] = MODULE, launcher: str | None = None, attempt: int = 1
 ) -> Ranks:
     """Starts every rank: as new processes of a launcher, or else forked from a process with torch in it."""
+    run_dir.attempt(attempt).mkdir(parents=True, exist_ok=True)
 
     def start(rank: int) -> "subprocess.Popen[str] | ForkedRank":
         if launcher is not None:
             return start_rank(run_dir, layout, rank, program, launcher)
-        variables = _variables("torchrun", rank, layout)
-        return fork_rank(program, _arguments(run_dir, layout, rank), variables, run_dir.path / f"rank-{rank}.txt")
+        variables = _variables("slurm", rank, layout, attempt)
+        return fork_rank(program, _arguments(run_dir, layout, rank), variables, _output_file(run_dir, rank, attempt))
 
-    return Ranks(run_dir, [start(rank) for rank in range(layout.world_size)])
+    return Ranks(run_dir, attempt, [start(rank) for rank in range(layout.world_size)])
+
+
+def _output_file(run_dir: RunDir, rank: int, attempt: int = 1) -> Path:
+    return run_dir.path / f"attempt-{attempt}-rank-{rank}.txt"
 
 
 def _arguments(run_dir: RunDir, layout: Layout, rank: int) -> list[str]:
     return [str(run_dir.path), "--role", layout.role_of(rank)]
 
 
-def _variables(launcher: str, rank: int, layout: Layout) -> dict[str, str]:
-    return os.environ | variables_of(launcher, rank, layout.world_size) | AT_IMPORT
+def _variables(launcher: str, rank: int, layout: Layout, attempt: int = 1) -> dict[str, str]:
+    return os.environ | variables_of(launcher, rank, layout.world_size, attempt) | AT_IMPORT
 
 
-def run_to_end(run_dir: RunDir, layout: Layout, program: tuple[str, ...] = MODULE) -> Ranks:
+def run_to_end(
+    run_dir: RunDir, layout: Layout, program: tuple[str, ...] = MODULE, attempt: int = 1, timeout: float = 400
+) -> Ranks:
     """Starts every rank, waits, and expects success."""
-    ranks = start_ranks(run_dir, layout, program)
-    codes = ranks.wait()
+    ranks = start_ranks(run_dir, layout, program, attempt=attempt)
+    codes = ranks.wait(timeout)
     assert not any(codes), f"exit codes {codes}\n{ranks.outputs()}"
     return ranks

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,13 @@ import pytest
 from kd_launch.plan import Layout, RunPlan
 from kd_launch.run_dir import RunDir
 from tests.runtime.conftest import Material
-from tests.runtime.harness import make_layout, make_run
-from tests.runtime.test_layout_invariance import wait_for
-from tests.runtime.zygote import Forks, Zygote
+from tests.runtime.harness import Ranks, make_layout, make_run, run_to_end, start_ranks
+from tests.runtime.test_layout_invariance import WORKER, wait_for
 
 STEPS = 16
 SHARDED = make_layout(teachers=1, replicas=1, fsdp=2, micro_batch=2, accumulation=2)
 OTHER = make_layout(teachers=1, replicas=1, micro_batch=4, accumulation=2)
 SPEC: dict[str, Any] = {"training__steps": STEPS, "checkpoint__every_steps": 4, "training__eval_every_steps": 6}
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    made = Zygote()
-    yield made
-    made.close()
 
 
 def new_run(folder: Path, material: Material, layout: Layout = SHARDED, **changes: Any) -> RunDir:
@@ -52,15 +43,15 @@ def waits_for(run: RunDir, rank: int, words: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(zygote: Zygote, material: Material, tmp_path_factory: pytest.TempPathFactory) -> Forks:
-    return zygote.run(new_run(tmp_path_factory.mktemp("undisturbed") / "run", material), SHARDED)
+def undisturbed(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return run_to_end(new_run(tmp_path_factory.mktemp("undisturbed") / "run", material), SHARDED)
 
 
 @pytest.fixture(scope="module")
-def left(zygote: Zygote, material: Material, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def left(material: Material, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run of which one student was told to leave while both waited for a teacher that stood still."""
     run = new_run(tmp_path_factory.mktemp("left") / "run", material)
-    ranks = zygote.start(run, SHARDED)
+    ranks = start_ranks(run, SHARDED)
     wait_for(lambda: ranks.has_done(5))
     ranks.send(0, signal.SIGSTOP)
     wait_for(lambda: waits_for(run, 1, "payload"))
@@ -82,11 +73,11 @@ def test_a_student_that_is_told_to_leave_while_it_waits_saves_its_last_step(left
 
 
 def test_it_goes_on_in_every_digit_even_when_killed_again_and_from_an_older_checkpoint(
-    zygote: Zygote, left: RunDir, undisturbed: Forks, tmp_path: Path
+    left: RunDir, undisturbed: Ranks, tmp_path: Path
 ) -> None:
     run = copy_of(left, tmp_path / "run", SHARDED)
     begun = left.checkpoint_steps()[-1]
-    ranks = zygote.start(run, SHARDED, attempt=2)
+    ranks = start_ranks(run, SHARDED, attempt=2)
     wait_for(lambda: ranks.has_done(begun + 3))
     for rank in range(3):
         ranks.send(rank, signal.SIGKILL)
@@ -99,44 +90,40 @@ def test_it_goes_on_in_every_digit_even_when_killed_again_and_from_an_older_chec
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    ranks = zygote.run(run, SHARDED, attempt=3)
+    ranks = run_to_end(run, SHARDED, attempt=3)
     assert begin_of(run, 3) == older
-    assert f"step-{newest:08d} is not sound" in ranks.output_file(1).read_text()
+    assert f"step-{newest:08d} is not sound" in ranks.output(1)
     assert ranks.losses() == undisturbed.losses()
     assert run.checkpoint_steps()[-1] == STEPS
     ours, theirs = (one / "model.safetensors" for one in (run.model, undisturbed.run_dir.model))
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_it_goes_on_with_other_shards(zygote: Zygote, left: RunDir, undisturbed: Forks, tmp_path: Path) -> None:
+def test_it_goes_on_with_other_shards(left: RunDir, undisturbed: Ranks, tmp_path: Path) -> None:
     run = copy_of(left, tmp_path / "run", OTHER)
-    ranks = zygote.run(run, OTHER, attempt=2)
+    ranks = run_to_end(run, OTHER, attempt=2)
     assert begin_of(run, 2) == left.checkpoint_steps()[-1]
     expected = undisturbed.losses()
     assert ranks.losses() == {step: pytest.approx(values, rel=1e-6) for step, values in expected.items()}
 
 
-def test_students_that_do_not_agree_leave_without_a_checkpoint(
-    zygote: Zygote, material: Material, tmp_path: Path
-) -> None:
+def test_students_that_do_not_agree_leave_without_a_checkpoint(material: Material, tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", material, checkpoint__every_steps=3, training__steps=5000)
-    ranks = zygote.start(run, SHARDED, defect="impatient")
+    ranks = start_ranks(run, SHARDED, program=(WORKER, "impatient"))
     wait_for(lambda: run.latest_checkpoint.exists())
     ranks.send(2, signal.SIGSTOP)
     ranks.send(1, signal.SIGUSR2)
     wait_for(lambda: json.loads(run.heartbeat(1).read_text())["ended"] == "USR2", 30)
     ranks.send(2, signal.SIGCONT)
     assert ranks.wait() == [0, 0, 0], ranks.outputs()
-    assert "leaves without a checkpoint of the last step" in ranks.output_file(1).read_text()
+    assert "leaves without a checkpoint of the last step" in ranks.output(1)
     assert json.loads(run.leave_record(1).read_text())["signal"] == "USR2"
     assert not run.failure(1).exists()
 
 
-def test_losses_that_are_no_numbers_stop_it_with_a_checkpoint_from_before(
-    zygote: Zygote, material: Material, tmp_path: Path
-) -> None:
+def test_losses_that_are_no_numbers_stop_it_with_a_checkpoint_from_before(material: Material, tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", material, OTHER, checkpoint__every_steps=2)
-    ranks = zygote.start(run, OTHER, defect="not_finite")
+    ranks = start_ranks(run, OTHER, program=(WORKER, "not_finite"))
     codes = ranks.wait()
     assert codes[1] == 5, ranks.outputs()
     assert "3 steps in a row were not finite" in ranks.outputs()
@@ -146,13 +133,11 @@ def test_losses_that_are_no_numbers_stop_it_with_a_checkpoint_from_before(
     assert (state["step"], state["bad_steps"], state["skipped_steps"]) == (3, 0, 0)
 
 
-def test_without_a_place_for_checkpoints_the_training_goes_on_and_says_so(
-    zygote: Zygote, material: Material, tmp_path: Path
-) -> None:
+def test_without_a_place_for_checkpoints_the_training_goes_on_and_says_so(material: Material, tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", material, OTHER)
     run.checkpoints.write_text("no folder")
-    ranks = zygote.run(run, OTHER)
-    said = ranks.output_file(1).read_text()
+    ranks = run_to_end(run, OTHER)
+    said = ranks.output(1)
     assert f"warning: {run.checkpoints}: the checkpoint of step 4 could not be written: " in said
     assert "File exists" in said
     assert len(ranks.losses()) == STEPS

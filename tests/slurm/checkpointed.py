@@ -32,8 +32,11 @@ class Training:
     def beat(self, rank: int) -> dict[str, Any]:
         return dict(json.loads(self.run.heartbeat(rank).read_text()))
 
+    def pid(self, rank: int) -> int:
+        return int(self.beat(rank)["pid"])
+
     def send(self, rank: int, number: signal.Signals) -> None:
-        os.kill(int(self.beat(rank)["pid"]), number)
+        os.kill(self.pid(rank), number)
 
     def lines(self) -> list[dict[str, Any]]:
         """Whole lines about steps."""

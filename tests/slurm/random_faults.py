@@ -77,7 +77,7 @@ def strike(training: Training, lot: Lot) -> None:
         case "stop":
             training.send(lot.rank, signal.SIGSTOP)
         case "slurmstepd":
-            os.kill(_parent(int(training.beat(lot.rank)["pid"])), signal.SIGKILL)
+            os.kill(_parent(training.pid(lot.rank)), signal.SIGKILL)
         case "end signal":
             box.ask("scancel", "--signal=USR2", training.job)
         case "slurmd":

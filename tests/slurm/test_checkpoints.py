@@ -13,7 +13,7 @@ import pytest
 from kd_launch.attempt.history import read_attempts
 from kd_launch.plan import read_run_plan
 from kd_launch.run_dir import RunDir
-from tests.runtime.zygote import Forks, Zygote
+from tests.runtime.harness import Ranks, run_to_end
 from tests.slurm.box import Box
 from tests.slurm.checkpointed import Training, largest_difference, send
 from tests.slurm.machine import wait_for
@@ -36,7 +36,7 @@ class Runs:
     """A student was killed, and later all ranks were told to leave."""
     cancelled: Training
     """While it trained and saved."""
-    calm: Forks
+    calm: Ranks
     """The same as the struck one, without Slurm: nothing happens to it."""
 
 
@@ -56,15 +56,11 @@ def runs(box: Box, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
     return Runs(struck, cancelled, calm)
 
 
-def _undisturbed(run: RunDir, folder: Path) -> Forks:
+def _undisturbed(run: RunDir, folder: Path) -> Ranks:
     """The plan of a run, on this machine and at once."""
     copy = RunDir(folder)
     shutil.copy(run.plan, copy.plan)
-    zygote = Zygote()
-    try:
-        return zygote.run(copy, read_run_plan(copy.plan).layout, timeout=PATIENCE_S)
-    finally:
-        zygote.close()
+    return run_to_end(copy, read_run_plan(copy.plan).layout, timeout=PATIENCE_S)
 
 
 def _wait(there: Callable[[], bool], training: Training, every: float) -> None:

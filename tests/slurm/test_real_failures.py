@@ -1,21 +1,19 @@
 """What happens to ranks that really train, and what follows: the runtime and the batch script's caretaker together."""
 
-import json
 import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kd_launch.attempt.history import read_attempts
-from kd_launch.run_dir import RunDir
 from tests.slurm.box import Box
+from tests.slurm.checkpointed import Training, send
 from tests.slurm.machine import wait_for
-from tests.slurm.projects import Project, write_project
+from tests.slurm.projects import write_project
 from tests.slurm.trials import parent_of
 
 # One rank each, so that many runs have room; enough steps for what happens to be noticed before the last.
@@ -25,33 +23,9 @@ SMALL: dict[str, dict[str, Any]] = {
 IMPATIENT = {"heartbeat_timeout_s": 20.0}
 
 
-@dataclass(frozen=True)
-class Struck:
-    """A run to which something is done when it trains."""
-
-    project: Project
-    run: RunDir
-
-    @property
-    def job(self) -> str:
-        return str(json.loads(self.run.state.read_text())["job_id"])
-
-    def pid(self, rank: int) -> int:
-        return int(json.loads(self.run.heartbeat(rank).read_text())["pid"])
-
-    def trains(self) -> bool:
-        return self.run.metrics.exists() and self.run.metrics.read_text().count("\n") > 3
-
-    def said(self) -> str:
-        logs = sorted(self.run.logs.rglob("*.log"))
-        return "\n".join(
-            [*map(str, read_attempts(self.run)), *(f"--- {log}\n{log.read_text()[-1500:]}" for log in logs)]
-        )
-
-
-STRIKES: dict[str, Callable[[Struck], object]] = {
-    "a killed teacher": lambda it: os.kill(it.pid(0), signal.SIGKILL),
-    "a stopped student": lambda it: os.kill(it.pid(1), signal.SIGSTOP),
+STRIKES: dict[str, Callable[[Training], object]] = {
+    "a killed teacher": lambda it: it.send(0, signal.SIGKILL),
+    "a stopped student": lambda it: it.send(1, signal.SIGSTOP),
     "a slurmstepd that is killed": lambda it: os.kill(parent_of(it.pid(0)), signal.SIGKILL),
     "TERM to all": lambda it: it.project.box.ask("scancel", "--signal=TERM", it.job),
 }
@@ -64,16 +38,16 @@ FATES = {
 
 
 @pytest.fixture(scope="module")
-def struck(box: Box, models: Path) -> dict[str, Struck]:
+def struck(box: Box, models: Path) -> dict[str, Training]:
     """All of them, when they have ended."""
     runs = {}
     for name in STRIKES:
         project = write_project(box, name, models, cluster=IMPATIENT, **SMALL)
-        runs[name] = Struck(project, RunDir(project.submit("--no-check")))
+        runs[name] = send(project)
     left = dict(runs)
     deadline = time.monotonic() + 240
     while left and time.monotonic() < deadline:
-        for name in [name for name, one in left.items() if one.trains()]:
+        for name in [name for name, one in left.items() if len(one.lines()) > 3]:
             STRIKES[name](left.pop(name))
         time.sleep(0.1)
     assert not left, "\n".join(one.said() for one in left.values())
@@ -83,7 +57,7 @@ def struck(box: Box, models: Path) -> dict[str, Struck]:
 
 
 @pytest.mark.parametrize("name", STRIKES)
-def test_it_comes_back_once_and_is_done(struck: dict[str, Struck], name: str) -> None:
+def test_it_comes_back_once_and_is_done(struck: dict[str, Training], name: str) -> None:
     one = struck[name]
     outcome, kind, rank = FATES[name]
     first, *others = read_attempts(one.run)
@@ -99,7 +73,7 @@ def test_it_comes_back_once_and_is_done(struck: dict[str, Struck], name: str) ->
 
 
 @pytest.mark.parametrize("name", STRIKES)
-def test_status_tells_it(struck: dict[str, Struck], name: str) -> None:
+def test_status_tells_it(struck: dict[str, Training], name: str) -> None:
     status = struck[name].project.status(struck[name].run.path)
     assert (status["state"], status["ended"], status["attempt"]) == ("COMPLETED", True, 2)
     assert (status["failure"] or {}).get("rank") == FATES[name][2]
