@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+# A shell's background job ignores Ctrl-C, and so would everything that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 NOW = datetime(2026, 1, 31, 23, 59, 59, tzinfo=UTC)
 FAKE_INTERPRETER = Path(__file__).parent / "fake_runtime" / "interpreter.py"
 TINY = {

@@ -57,7 +57,9 @@ def read_evaluations(folder: Path) -> Evaluations:
 
 
 def mean_and_spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} +- {statistics.stdev(values):.3f}"
+    """The spread where there is one."""
+    spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
 
 
 def report(distilled: list[Evaluations], text_alone: list[Evaluations]) -> list[str]:
@@ -79,7 +81,7 @@ def report(distilled: list[Evaluations], text_alone: list[Evaluations]) -> list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=HERE.parents[1] / "runs", help="where runs and data go")
-    parser.add_argument("--seeds", type=int, default=SEEDS, choices=range(2, 10), help="how many")
+    parser.add_argument("--seeds", type=int, default=SEEDS, choices=range(1, 10), help="how many")
     arguments = parser.parse_args()
     runs = arguments.runs.resolve()
     subprocess.run([sys.executable, str(HERE / "make_data.py"), str(runs / "quickstart-data")], check=True)

@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kd_launch.attempt.history import read_attempts
+from kd_launch.plan import read_run_plan
 from kd_launch.run_dir import RunDir
+from tests.runtime.harness import Ranks, run_to_end
 from tests.slurm.projects import Project
 
 Curve = dict[int, float]
@@ -74,6 +77,13 @@ def largest_difference(one: RunDir, other: RunDir) -> float:
     ours, theirs = weights(one), weights(other)
     assert ours.keys() == theirs.keys()
     return max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours)
+
+
+def undisturbed(run: RunDir, folder: Path) -> Ranks:
+    """The plan of a run, on this machine and at once."""
+    copy = RunDir(folder)
+    shutil.copy(run.plan, copy.plan)
+    return run_to_end(copy, read_run_plan(copy.plan).layout)
 
 
 def send(project: Project, *arguments: str) -> Training:

@@ -1,6 +1,5 @@
 """A run that is killed and preempted goes on from its checkpoints, and learns what an undisturbed one learns."""
 
-import shutil
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +10,9 @@ from typing import Any
 import pytest
 
 from kd_launch.attempt.history import read_attempts
-from kd_launch.plan import read_run_plan
-from kd_launch.run_dir import RunDir
-from tests.runtime.harness import Ranks, run_to_end
+from tests.runtime.harness import Ranks
 from tests.slurm.box import Box
-from tests.slurm.checkpointed import Training, largest_difference, send
+from tests.slurm.checkpointed import Training, largest_difference, send, undisturbed
 from tests.slurm.machine import wait_for
 from tests.slurm.projects import write_project
 
@@ -48,19 +45,12 @@ def runs(box: Box, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Ru
     )
     with ThreadPoolExecutor(2) as strikes:
         striking = [strikes.submit(_kill_then_preempt, struck), strikes.submit(_cancel, cancelled)]
-        calm = _undisturbed(struck.run, tmp_path_factory.mktemp("calm"))
+        calm = undisturbed(struck.run, tmp_path_factory.mktemp("calm"))
         for strike in striking:
             strike.result()
     for one in (struck, cancelled):
         _wait(lambda one=one: one.project.status(one.run.path)["ended"], one, every=2)  # type: ignore[misc]
     return Runs(struck, cancelled, calm)
-
-
-def _undisturbed(run: RunDir, folder: Path) -> Ranks:
-    """The plan of a run, on this machine and at once."""
-    copy = RunDir(folder)
-    shutil.copy(run.plan, copy.plan)
-    return run_to_end(copy, read_run_plan(copy.plan).layout, timeout=PATIENCE_S)
 
 
 def _wait(there: Callable[[], bool], training: Training, every: float) -> None:
