@@ -21,11 +21,12 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python configs/quickstart/demo.py
 
-# All at once: most of the time of those on Slurm is Slurm's, in which the others compute. One thread for each process:
-# threads that wait for each other on busy cores take many times as long.
+# Three at once: most of the time of those on Slurm is Slurm's, in which the others compute; the last begin when what
+# ends a run is through. One thread for each process: threads that wait for each other on busy cores take many times as
+# long.
 test: export OMP_NUM_THREADS := 1
 test: setup
-	@$(MAKE) --no-print-directory --keep-going --jobs=4 test-slurm-failures test-slurm test-runtime test-others
+	@$(MAKE) --no-print-directory --keep-going --jobs=3 test-slurm-failures test-slurm test-runtime test-others
 
 FAILURES := $(addprefix tests/slurm/test_,failures.py slow_failures.py real_failures.py burst.py)
 
