@@ -155,11 +155,8 @@ def _wait_for_next(training: Training, attempt: int) -> list[int]:
 
 
 def _has_ended(training: Training) -> bool:
-    """Whether no attempt follows; one that waits in the queue is told to start now."""
-    box = training.project.box
-    queued = box.call("squeue", "-h", "-a", "-j", training.job, "-o", "%A %t").stdout.splitlines()
-    for component in [line.split()[0] for line in queued if line.endswith(" PD")]:
-        box.call("scontrol", "update", f"JobId={component}", "StartTime=now", as_root=True)
+    """Whether no attempt follows. A job that waits to begin again is let wait: Slurm would refuse it any sooner."""
+    queued = training.project.box.call("squeue", "-h", "-a", "-j", training.job, "-o", "%A").stdout.strip()
     return not queued and bool(training.status()["ended"])
 
 
@@ -175,7 +172,7 @@ def main() -> int:
         models = make_models(folder / "models")
         box.start(SETUP)
         print(f"{a.faults} faults over {a.steps} steps, seed {a.seed}", flush=True)
-        training = send_to_be_struck(box, "struck", models, a.steps, students=2, silent_s=10.0)
+        training = send_to_be_struck(box, "struck", models, a.steps, students=2, silent_s=15.0)
         told = suffer(training, draw(a.seed, a.faults), a.steps)
         (folder / "calm").mkdir()
         calm = undisturbed(training.run, folder / "calm")
