@@ -28,7 +28,7 @@ test: export OMP_NUM_THREADS := 1
 test: setup
 	@$(MAKE) --no-print-directory --keep-going --jobs=3 test-slurm-failures test-slurm test-runtime test-others
 
-FAILURES := $(addprefix tests/slurm/test_,failures.py slow_failures.py real_failures.py burst.py)
+FAILURES := $(addprefix tests/slurm/test_,failures.py slow_failures.py random_faults.py burst.py)
 
 test-slurm: setup
 	$(BIN)/python -m pytest tests/slurm $(addprefix --ignore=,$(FAILURES))

@@ -1,8 +1,9 @@
 """How much of the training thread's time saving takes, and how much the whole training slows down.
 
-`python -m benchmarks.checkpoint_overhead --every 10 --steps 40` trains one rank twice in turn, with and without
-checkpoints, and shows both figures. One rank has all the state to itself, which is the worst case; and on a CPU the
-thread that writes takes its time from the training, which on a GPU it does not.
+`python -m benchmarks.checkpoint_overhead --every 10 --steps 40` trains one rank in turn with and without checkpoints,
+and shows both figures of each round; the median round's count, for another program may disturb one. One rank has all
+the state to itself, which is the worst case; and on a CPU the thread that writes takes its time from the training,
+which on a GPU it does not.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,26 @@ class Measured:
     @property
     def blocked(self) -> float:
         return self.blocked_seconds / sum(self.step_seconds)
+
+
+@dataclass(frozen=True)
+class Round:
+    """The same steps, one after the other."""
+
+    saving: Measured
+    bare: Measured
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long all steps take with checkpoints."""
+        return sum(self.saving.step_seconds) / sum(self.bare.step_seconds)
+
+    def __str__(self) -> str:
+        saving, bare = (sum(one.step_seconds) / len(one.step_seconds) for one in (self.saving, self.bare))
+        return (
+            f"{self.saving.saves} checkpoints: the training thread is blocked {self.saving.blocked:.2%} of its time; "
+            f"a step takes {saving:.3f} s, {bare:.3f} s without: {self.ratio:.3f} times as long"
+        )
 
 
 def train(run_dir: Path) -> None:
@@ -85,38 +107,38 @@ def prepare(folder: Path, steps: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compare(steps: int, every: int, rounds: int) -> tuple[list[Measured], list[Measured]]:
-    """With checkpoints and without, in turn, so that what else the machine does falls on both."""
+def compare(steps: int, every: int, rounds: int) -> Iterator[Round]:
+    """With checkpoints and without, in turn: which comes first changes, for a machine may tire."""
     from tests.runtime.harness import make_run
 
-    saving, bare = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         material = prepare(folder, steps)
         for number in range(rounds):
-            for kind, found, interval in (("saving", saving, every), ("bare", bare, steps + 1)):
+            found = {}
+            for kind in ("saving", "bare") if number % 2 else ("bare", "saving"):
+                interval = every if kind == "saving" else steps + 1
                 run = make_run(folder / f"{kind}-{number}", **material, checkpoint__every_steps=interval)
-                found.append(measure(run.path))
-    return saving, bare
+                found[kind] = measure(run.path)
+            yield Round(found["saving"], found["bare"])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.train:
         train(a.train)
-    saving, bare = compare(a.steps, a.every, a.rounds)
-    blocked = statistics.mean(one.blocked for one in saving)
-    mean = {name: statistics.mean(s for one in found for s in one.step_seconds) for name, found in
-            (("saving", saving), ("bare", bare))}  # fmt: skip
-    saves = sum(one.saves for one in saving)
-    print(f"every {a.every} steps, {saves} checkpoints: the training thread is blocked {blocked:.2%} of its time")
-    print(f"a step takes {mean['saving']:.3f} s with checkpoints and {mean['bare']:.3f} s without: "
-          f"{mean['saving'] / mean['bare']:.3f} times as long")  # fmt: skip
+    rounds = []
+    for one in compare(a.steps, a.every, a.rounds):
+        print(one, flush=True)
+        rounds.append(one)
+    blocked = statistics.median(one.saving.blocked for one in rounds)
+    ratio = statistics.median(one.ratio for one in rounds)
+    print(f"every {a.every} steps: blocked {blocked:.2%} of the time, {ratio:.3f} times as long in all")
     return 0 if blocked <= 0.05 else 1
 
 

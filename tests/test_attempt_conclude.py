@@ -1,6 +1,8 @@
 """The end of an attempt with a Slurm that answers from a list: what is asked, waited for, decided and written."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -274,3 +276,15 @@ def test_outside_of_a_job_it_says_so(run: RunDir, capsys: pytest.CaptureFixture[
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("kd-launch: cannot decide: SLURM_JOB_ID is not set")
+
+
+def test_where_a_full_disk_takes_no_words_all_goes_on(tmp_path: Path) -> None:
+    say = "from kd_launch.attempt.say import say; say('something'); print('and goes on', flush=True)"
+    ways = (("-c", say), ("-m", "kd_launch.attempt", "decide", str(tmp_path), "1", "0"))
+    with Path("/dev/full").open("w") as full:
+        said, outside = (
+            subprocess.run([sys.executable, *way], env={}, stdout=subprocess.PIPE, stderr=full, text=True)
+            for way in ways
+        )
+    assert said.stdout == "and goes on\n"
+    assert outside.returncode == 1

@@ -359,6 +359,15 @@ def test_a_watch_that_fails_costs_nothing_but_the_watch(bench: Bench) -> None:
     assert len(bench.ranks()) == 20
 
 
+def test_where_a_full_disk_takes_no_words_the_script_goes_on(bench: Bench) -> None:
+    bench.run(CASES["hetjob"], FAKE_NEXT="done")
+    variables = bench.variables(FAKE_WATCH="1", FAKE_NEXT="done")
+    with Path("/dev/full").open("w") as full:
+        assert (
+            subprocess.run(["bash", bench.root / "script"], env=variables, cwd=bench.root, stderr=full).returncode == 0
+        )
+
+
 def test_a_decision_that_fails_requeues_nothing(bench: Bench) -> None:
     bench._program("scontrol", 'touch "$FAKE_RECORD/scontrol"')
     case = CASES["hetjob"]

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from kd_launch.attempt.conclude import conclude
@@ -81,4 +82,8 @@ def _watch(run: RunDir, plan: RunPlan, attempt: int, place: Place, pids: Sequenc
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)  # Python itself would make 120 of it where a full disk has taken no last words

@@ -21,6 +21,8 @@ LOOK_S = 2.0
 FILES_PER_S = 100  # of a file system that others use too
 # TERM makes srun kill every rank at once. Then it waits up to KillWait for ranks that no slurmstepd can reach.
 PATIENCE_S = 10.0
+# As much as a sign of life: an empty file a full disk takes.
+_PROBE = bytes(4096)
 # As srun's --wait, for a step that goes on after another step of the attempt has ended well.
 OTHER_STEP_S = 60.0
 
@@ -147,7 +149,7 @@ def _can_write(subject: Subject) -> bool:
     """A full disk silences every rank, and none of them is to blame."""
     probe = subject.run.attempt(subject.attempt) / ".probe"
     try:
-        write_whole(probe, b"")
+        write_whole(probe, _PROBE)
         probe.unlink()
     except OSError as error:
         say(f"signs of life are not judged while {subject.run.path} cannot be written: {error.strerror}")

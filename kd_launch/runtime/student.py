@@ -12,6 +12,7 @@ from kd_launch.errors import RunFailedError
 from kd_launch.plan import RunPlan
 from kd_launch.run_dir import RunDir
 from kd_launch.runtime.batches import Batches
+from kd_launch.runtime.checkpoint.due import Due
 from kd_launch.runtime.checkpoint.saver import SaveError, Saver
 from kd_launch.runtime.checkpoint.state import SavedState
 from kd_launch.runtime.colocated import PayloadSource
@@ -64,7 +65,7 @@ class Trainer:
         )  # fmt: skip
         self._progress, self._recorder = progress, recorder
         self._items: Iterator[Item] = batches.items_of_student(world.role_rank, recorder.begin)
-        self._is_due = False
+        self._due = Due(run.spec.checkpoint.every_steps)
 
     def train(self, metrics: MetricsFile | None) -> None:
         """All steps and evaluations of the schedule, from where this attempt begins."""
@@ -96,28 +97,30 @@ class Trainer:
         with self._progress.waiting(f"the students' gradients of step {step + 1}"):
             norm = clip_gradients(self._student.parameters(), training.max_grad_norm)
         waited = (self._source.student_waited - waits[0], self._source.teacher_waited - waits[1])
-        mine = [total.item(), float(self._saver.busy), *waited]
-        loss_sum, saving, *mean_waits = self._sum_over_students(mine, f"the losses of step {step + 1}")
+        mine = [total.item(), float(self._saver.busy), float(self._saver.failed), *waited]
+        loss_sum, saving, failed, *mean_waits = self._sum_over_students(mine, f"the losses of step {step + 1}")
         result = StepResult(
             loss_sum / max(1, loss_tokens), loss_tokens, norm, *(w / layout.student.gpus for w in mean_waits)
         )
         with self._gate.completing(step + 1):
-            self._complete(step, result, started, saving > 0)
+            self._complete(step, result, started)
+            self._save_if_due(step + 1, saving > 0, failed > 0)
 
-    def _complete(self, step: int, result: StepResult, started: float, saving: bool) -> None:
-        """All that makes it a step: the weights, its line, and the checkpoint that is due. Left out where the gate is
-        closed: another thread saves the state of before, and ends this process."""
+    def _complete(self, step: int, result: StepResult, started: float) -> None:
+        """All that makes it a step: the weights and its line. Left out where the gate is closed: another thread saves
+        the state of before, and ends this process."""
         self._update(step, result)
         self._saver.changed()
         if self._metrics is not None:
             self._metrics.write(self._recorder.line(step, result, time.perf_counter() - started))
         self._progress.done = step + 1
         self._progress.move()
-        self._is_due |= (step + 1) % self._run.spec.checkpoint.every_steps == 0
-        # While any rank still writes the one before, this one is put off by a step: nobody waits for a slow disk.
-        if self._is_due and not saving and not self._recorder.bad_steps and step + 1 < self._run.spec.training.steps:
-            self._saver.start(self.state(step + 1))
-            self._is_due = False
+
+    def _save_if_due(self, done: int, saving: bool, failed: bool) -> None:
+        """Not after a bad step: the checkpoint waits for a good one. What the last step leaves, `save_last` saves."""
+        held = saving or self._recorder.bad_steps > 0
+        if done < self._run.spec.training.steps and self._due.after(done, held, failed):
+            self._saver.start(self.state(done))
 
     def state(self, done: int) -> SavedState:
         """What a checkpoint says of the training when so many steps are done. While the gate is closed, or between

@@ -173,8 +173,7 @@ class Box:
         self._children.append(holder)
         self.view = holder.pid
         self._namespace = link(self.view, "ns/mnt")
-        seen = Path(f"/proc/{self.view}/root")
-        self._hosts = {node: Path(f"{seen}{self._host_file(node)}").stat().st_ino for node in self.nodes}
+        self._hosts = {node: self.seen(self._host_file(node)).stat().st_ino for node in self.nodes}
         self._write_state()
 
     def _write_configuration(self, ports: Ports) -> None:
@@ -348,6 +347,10 @@ class Box:
         """kd-launch, as the user."""
         return self.call(sys.executable, "-m", "kd_launch.cli", *arguments, cwd=cwd, **{"timeout": 300, **options})
 
+    def seen(self, path: Path) -> Path:
+        """A path of the private view, for this process: what is mounted in there, it finds only so."""
+        return Path(f"/proc/{self.view}/root{path}")
+
     def give(self, *paths: Path) -> None:
         """Makes files and folders, with all that is in them, the user's."""
         for path in paths:
@@ -383,12 +386,12 @@ class Box:
         """Waits until no job is queued, running or completing and every node is idle."""
 
         def idle() -> bool:
-            self._resume_drained()
+            self.resume_drained()
             return self.ask("squeue", "-h", "-a").strip() == "" and self._node_states() == {"idle"}
 
         wait_for(idle, timeout, lambda: f"{self.ask('squeue')}{self._sinfo()}")
 
-    def _resume_drained(self) -> None:
+    def resume_drained(self) -> None:
         """A killed controller may start a job a second time, for which slurmd takes its node out of service."""
         for line in self.call("sinfo", "-a", "-h", "-N", "-o", "%N|%E").stdout.split("\n"):
             node, _, reason = line.partition("|")

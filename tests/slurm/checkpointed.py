@@ -23,6 +23,9 @@ class Training:
 
     project: Project
     run: RunDir
+    """As this process sees it, which need not be in the box's view of the files."""
+    inside: Path
+    """As the box's user sees it."""
 
     @property
     def job(self) -> str:
@@ -56,6 +59,14 @@ class Training:
     def begin_of(self, attempt: int) -> int:
         return int(json.loads(self.run.start_record(attempt).read_text())["step"])
 
+    def status(self) -> dict[str, Any]:
+        return self.project.status(self.inside)
+
+    def unnamed(self, attempt: int) -> list[int]:
+        """Steps whose checkpoint this attempt is writing, or was writing when it ended."""
+        found = self.run.checkpoints.glob(f".step-*.partial-{attempt}")
+        return sorted(int(path.name.split(".")[1].removeprefix("step-")) for path in found)
+
     def said(self) -> str:
         """For a test that fails."""
         logs = sorted(self.run.logs.rglob("*.log"))
@@ -80,11 +91,12 @@ def largest_difference(one: RunDir, other: RunDir) -> float:
 
 
 def undisturbed(run: RunDir, folder: Path) -> Ranks:
-    """The plan of a run, on this machine and at once."""
+    """The plan of a run, on this machine, at once and without Slurm: nothing happens to it."""
     copy = RunDir(folder)
     shutil.copy(run.plan, copy.plan)
     return run_to_end(copy, read_run_plan(copy.plan).layout)
 
 
 def send(project: Project, *arguments: str) -> Training:
-    return Training(project, RunDir(Path(project.submit("--no-check", *arguments))))
+    path = project.submit("--no-check", *arguments)
+    return Training(project, RunDir(project.box.seen(path)), path)

@@ -66,6 +66,11 @@ def command_line(pid: int) -> str:
     return read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
 
 
+def parent_of(pid: int) -> int:
+    """Of a process that is there."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def state_of(pid: int) -> str:
     """R, S, D, T, Z and so on; "" when the process is gone."""
     told = read(pid, "stat").rpartition(b")")[2].split()

@@ -109,8 +109,8 @@ def write_files(
 
 
 # Prepared already, so of the runtime only the ranks are called.
-LIGHT = """#!/bin/sh
-[ "$1 $2" = "-m kd_launch.runtime" ] && exec {python} -IS {ranks} "$@"
+OTHER_RANKS = """#!/bin/sh
+[ "$1 $2" = "-m kd_launch.runtime" ] && exec {python} {option} {ranks} "$@"
 exec {python} "$@"
 """
 
@@ -120,8 +120,23 @@ def write_light_project(
 ) -> Project:
     """A project whose ranks do what they are told, by failing_ranks.py, and start at once."""
     project = write_project(box, name, models, cluster={"python": "./python", **(cluster or {})}, **options)
-    python, ranks = (shlex.quote(str(path)) for path in (sys.executable, Path(__file__).with_name("failing_ranks.py")))
-    project.write("python", LIGHT.format(python=python, ranks=ranks)).chmod(0o755)
+    return _with_ranks(project, "-IS", "failing_ranks.py")
+
+
+def write_paced_project(
+    box: Box, name: str, models: Path, cluster: Mapping[str, Any], *, step_s: float, naming_s: float = 0.0,
+    **options: Any,
+) -> Project:  # fmt: skip
+    """A project whose ranks really train, but slowly, by paced_ranks.py: time in which something can happen."""
+    pace = {"OMP_NUM_THREADS": "1", "STEP_SECONDS": str(step_s), "NAMING_SECONDS": str(naming_s)}
+    site = {"python": "./python", "environment": pace, **cluster}
+    # -P: what lies beside the ranks is not what they import.
+    return _with_ranks(write_project(box, name, models, cluster=site, **options), "-P", "paced_ranks.py")
+
+
+def _with_ranks(project: Project, option: str, file: str) -> Project:
+    python, ranks = (shlex.quote(str(path)) for path in (sys.executable, Path(__file__).with_name(file)))
+    project.write("python", OTHER_RANKS.format(python=python, option=option, ranks=ranks)).chmod(0o755)
     return project
 
 

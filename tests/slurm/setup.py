@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 USER, UID = "kdbox", 61234
 """The ordinary user of the jobs: known only inside the box, without an account on the machine."""
@@ -70,6 +70,15 @@ class Setup:
 
 SLURM_DEFAULTS = Setup(kill_wait_s=30, slurmd_timeout_s=300, cred_expire_s=None, min_job_age_s=300)
 """With the timeouts of a cluster whose administrator has set none."""
+
+
+def two_pools(*nodes: Nodes, **changes: Any) -> Setup:
+    """Partitions `teach` and `train` of nodes of their own."""
+    teach, train = (f"{group.prefix}[1-{group.count}]" for group in nodes)
+    return Setup(nodes, (Partition("teach", teach, "Default=YES"), Partition("train", train)), **changes)
+
+
+PREEMPTING = two_pools(Nodes("t", 5), Nodes("s", 5), preempt="REQUEUE")
 
 ACCOUNTING = (
     ("add cluster box",),

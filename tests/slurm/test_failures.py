@@ -16,7 +16,7 @@ import pytest
 from kd_launch.attempt.history import AttemptRecord
 from tests.slurm.box import Box
 from tests.slurm.machine import read
-from tests.slurm.setup import Nodes, Partition, Setup
+from tests.slurm.setup import PREEMPTING, Nodes, Setup, two_pools
 from tests.slurm.trials import RANKS, Sent, Trial, run_wave
 
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
@@ -210,15 +210,9 @@ EVERY = {**RANKS_FAIL, **JOBS_END, **NODES_FAIL, **CONTROLLER, **PREEMPTED}
 ROOM = (Nodes("t", 4, cpus=64, memory_mb=64000), Nodes("s", 4, cpus=64, memory_mb=64000))
 
 
-def two_pools(*nodes: Nodes, **changes: Any) -> Setup:
-    teach, train = (f"{group.prefix}[1-{group.count}]" for group in nodes)
-    return Setup(nodes, (Partition("teach", teach, "Default=YES"), Partition("train", train)), **changes)
-
-
 MANY = two_pools(*ROOM)
 DYING = two_pools(Nodes("t", 10), Nodes("s", 8), kill_wait_s=30)
 SMALL = two_pools(Nodes("t", 1), Nodes("s", 1))
-PREEMPTING = two_pools(Nodes("t", 5), Nodes("s", 5), preempt="REQUEUE")
 
 
 def many(box: Box) -> dict[str, Sent]:

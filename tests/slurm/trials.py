@@ -19,6 +19,7 @@ from kd_launch.plan import Launch, RunPlan
 from kd_launch.run_dir import RunDir
 from kd_launch.scripts.render import render
 from tests.slurm.box import Box
+from tests.slurm.machine import parent_of
 
 RANKS = Path(__file__).with_name("failing_ranks.py")
 # Four teachers on two nodes, two students on one: ranks 0 to 3, and 4 and 5.
@@ -167,7 +168,3 @@ def run_wave(box: Box, trials: Mapping[str, Trial], seconds: float = 180) -> dic
 
 
 _FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL"}
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

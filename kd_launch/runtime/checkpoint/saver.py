@@ -75,6 +75,11 @@ class Saver:
         """Whether the last save is still being written."""
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the last save that has ended came to nothing."""
+        return not self.busy and self._problem is not None
+
     def changed(self) -> None:
         """The optimizer step has just been made."""
         self._copies.mark()
