@@ -23,8 +23,8 @@ WAYS: dict[str, dict[str, int]] = {"whole": {}, "fsdp": {"fsdp": 4}, "tp": {"tp"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=192)
-    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=80)
+    parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
     parser.add_argument("--folder", type=Path, default=None, help="keep everything there")
     arguments = parser.parse_args()

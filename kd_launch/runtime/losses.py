@@ -137,7 +137,7 @@ class ChunkedLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, inputs: LossInputs
     ) -> tuple[Tensor, Tensor]:
         """hidden [n, h], weight [V, h] -> loss [], sums over the tokens as in `STATISTICS`, float64."""
-        work = _Work.start(hidden, weight, bias, any(ctx.needs_input_grad))
+        work = _Work.start(hidden, weight, bias, inputs.signal.vocabulary, any(ctx.needs_input_grad))
         statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=hidden.device)
         head = inputs.student_head(weight, bias)
         for rows in chunks(len(hidden), inputs.signal.vocabulary, hidden.device):
@@ -172,17 +172,28 @@ class _Work:
     teacher: Buffer
 
     @classmethod
-    def start(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: bool) -> "_Work":
+    def start(
+        cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, vocabulary: int, wanted: bool
+    ) -> "_Work":  # fmt: skip
         buffers = Buffer(hidden.device), Buffer(hidden.device)
         if not wanted:
             return cls(None, None, None, *buffers)
         kind = wide(weight.dtype)
         return cls(
             torch.empty_like(hidden),
-            torch.zeros_like(weight, dtype=kind),
+            _place_for(weight, kind, len(hidden), vocabulary),
             None if bias is None else torch.zeros_like(bias, dtype=kind),
             *buffers,
         )
+
+
+def _place_for(weight: Tensor, dtype: torch.dtype, tokens: int, vocabulary: int) -> Tensor:
+    """For the head's gradient; zero where the first chunk writes nothing."""
+    if not tokens or dtype != weight.dtype:
+        return torch.zeros_like(weight, dtype=dtype)
+    place = torch.empty_like(weight)
+    place[vocabulary:].zero_()
+    return place
 
 
 def chunks(tokens: int, vocabulary: int, device: torch.device) -> list[slice]:
@@ -228,6 +239,7 @@ def _backward_chunk(
         work.grad_bias[:vocabulary].add_(grad.sum(0, dtype=work.grad_bias.dtype), alpha=scale)
     torch.mm(grad, weight[:vocabulary], out=work.grad_hidden[rows]).mul_(scale)
     if work.grad_weight.dtype == weight.dtype:
-        work.grad_weight[:vocabulary].addmm_(grad.T, hidden, alpha=scale)
+        # With beta 0 the first chunk's part takes the place of whatever the memory holds.
+        work.grad_weight[:vocabulary].addmm_(grad.T, hidden, beta=min(1, rows.start), alpha=scale)
     else:
         work.grad_weight[:vocabulary].add_(grad.T @ hidden, alpha=scale)

@@ -103,11 +103,18 @@ def load_student(run: RunPlan, objective: Objective, mesh: DeviceMesh, device: t
     return student
 
 
-def reduce_gradients(student: nn.Module, now: bool) -> None:
-    """Whether the next backward reduces gradients over ranks, or keeps them for a later one to reduce them all."""
+def reduce_gradients(student: nn.Module, now: bool, is_last: bool, reshard: bool) -> None:
+    """Whether the next backward reduces gradients over ranks, or keeps them for a later one to reduce them all.
+
+    Args:
+        is_last: of its step. Before that the weights do not change: they stay whole where they are whole between
+            forward and backward anyway.
+        reshard: whether they are not.
+    """
     assert isinstance(student, FSDPModule)
     student.set_requires_gradient_sync(now)
     student.set_is_last_backward(now)
+    student.set_reshard_after_backward(is_last or reshard)
 
 
 def whole_state(student: DistilledStudent, keep: bool) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from kd_launch.plan import Role, RunPlan
 from kd_launch.run_dir import RunDir, write_json
+from kd_launch.runtime.allocator import choose_allocation
 from kd_launch.runtime.batches import Batches
 from kd_launch.runtime.checkpoint.choice import choose
 from kd_launch.runtime.checkpoint.manifest import TENSORS
@@ -100,6 +101,7 @@ def _run_teacher(
     world: World, run: RunPlan, batches: Batches, form: PayloadForm, progress: Progress, begin: int
 ) -> None:  # fmt: skip
     teacher = load_frozen_teacher(world, run, form)
+    choose_allocation(world.device, run.layout)
     progress.total = batches.schedule.items_per_teacher
     progress.enter("training")
     teach(world, run, batches, teacher, form, progress, begin)
@@ -121,6 +123,7 @@ def _run_student(
     if world.is_first_student:
         write_json(run_dir.start_record(world.attempt), {"time": time.time(), "attempt": world.attempt, "step": begin})
     parting.keep(learner.gate, learner.saver, trainer.state)
+    choose_allocation(world.device, run.layout)
     progress.enter("training")
     trainer.train(metrics)
     trainer.save_last()

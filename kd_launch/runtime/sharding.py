@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 from transformers import PreTrainedModel
@@ -116,6 +117,15 @@ def _placed(piece: Piece, placement: Placement, rank: int, ranks: int) -> Piece:
 def sharded(pieces: Pieces, shard: int, shards: int) -> Pieces:
     """The pieces that fully_shard leaves to a rank: rows of what it held."""
     return {name: piece.chunk(0, shard, shards) for name, piece in pieces.items()}
+
+
+def forget_forwards(module: nn.Module) -> None:
+    """fully_shard remembers each layer of each forward until the next backward, which a frozen model never has."""
+    if isinstance(module, FSDPModule):
+        order = module._get_fsdp_state()._comm_ctx.post_forward_order
+        for group in order:
+            group._post_forward_indices.clear()
+        order.clear()
 
 
 def take_memory(module: nn.Module, device: torch.device, model: PreTrainedModel) -> None:

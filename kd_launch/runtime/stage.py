@@ -21,6 +21,7 @@ from kd_launch.runtime.pieces import Range
 from kd_launch.runtime.sharding import (
     Pieces,
     fill,
+    forget_forwards,
     local_of,
     pieces_of,
     sharded,
@@ -126,7 +127,9 @@ class StagedTeacher:
     @torch.no_grad()
     def payload(self, batch: MicroBatch, hidden: Tensor | None = None) -> list[Tensor]:
         """What this rank makes of a micro-batch, from the activations of the stage before, unless it is the first."""
-        return list(self._stage(batch, hidden))
+        parts = list(self._stage(batch, hidden))
+        forget_forwards(self._stage)
+        return parts
 
     def idle(self) -> None:
         """Takes part in a forward of others."""

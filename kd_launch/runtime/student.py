@@ -90,7 +90,8 @@ class Trainer:
         for micro_batch in range(layout.grad_accumulation_steps):
             last = micro_batch == layout.grad_accumulation_steps - 1
             # Keeping whole gradients between micro-batches costs memory that sharding is meant to save.
-            reduce_gradients(self._student, now=last or layout.student.fsdp > 1)
+            reshard = bool(layout.student.reshard_after_forward)
+            reduce_gradients(self._student, last or layout.student.fsdp > 1, last, reshard)
             loss, statistics = self._forward(next(self._items), scale, False)
             loss.backward()  # type: ignore[no-untyped-call]
             total += statistics[0]

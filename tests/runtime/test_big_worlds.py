@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from kd_launch.architecture import from_config
@@ -16,6 +17,7 @@ from kd_launch.cost.setting import sizes_of
 from kd_launch.plan import Layout, TokenStores, read_run_plan
 from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.links import TeacherPlace, chains, fsdp_groups, lanes, rank_of, tp_groups
+from kd_launch.runtime.sharding import forget_forwards
 from kd_launch.runtime.stage import cut_stage
 from kd_launch.runtime.teacher import payload_form
 from kd_launch.runtime.world import World, _make_groups
@@ -104,3 +106,20 @@ def test_a_rank_holds_what_the_plan_says(tmp_path: Path, size: int) -> None:
             cut = cut_stage(run, payload_form(run, torch.bfloat16), world.teacher)
             held.append(sum(prod(piece.shape) for piece in cut.pieces.values()))
     assert max(held) == pytest.approx(planned, rel=0.1)
+
+
+def test_a_teacher_that_never_learns_does_not_remember_its_forwards() -> None:
+    with pretended(layout_of(64), 0) as world:
+        assert world.teacher is not None
+        assert world.teacher.mesh is not None
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+        for part in (*model, model):
+            fully_shard(part, mesh=world.teacher.mesh["fsdp"])
+        with torch.no_grad():
+            model(torch.ones(1, 4))
+        order = model._get_fsdp_state()._comm_ctx.post_forward_order
+        groups = list(order)
+        assert [len(group._post_forward_indices) for group in groups] == [1, 1]  # of one forward
+        forget_forwards(model)
+        assert not order
+        assert not any(group._post_forward_indices for group in groups)

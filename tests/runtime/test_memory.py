@@ -94,13 +94,53 @@ print(json.dumps({
 """
 )
 
+ALLOCATION = (
+    PEAK
+    + """
+import resource
+from kd_launch.runtime.allocator import choose_allocation
+from tests.runtime.harness import make_layout
+layouts = [make_layout(teachers=2, replicas=2 // n, fsdp=n, colocated=True, micro_batch=1, accumulation=1)
+           for n in (1, 2)]
+
+def step():
+    a = torch.ones(12, 2**20)
+    b = torch.ones(3, 2**20)
+    del a
+    c = torch.ones(9, 2**20)
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def layers():
+    small = []
+    for size in 20 * (5, 3, 7):
+        gathered = [torch.ones(size, 2**18) for _ in range(3)]
+        small.append(torch.ones(100))
+        del gathered
+    return small
+
+choose_allocation(torch.device("cpu"), layouts[1])
+with Peak() as peak:
+    layers()
+returned = faults()
+choose_allocation(torch.device("cpu"), layouts[0])
+faults()  # until there is a place for each
+settled, kept, more = anon(), faults(), anon()
+print(json.dumps({"returned": returned, "kept": kept, "grown": more - settled, "peak": peak.bytes}))
+"""
+)
+
 # Activations of one layer, torch's allocator and its thread pools: what a teacher needs beside its weights.
 WORKSPACE = 16 * 2**20
 
 
-def run(script: str, *arguments: str) -> dict[str, int]:
+def run(script: str, *arguments: str, **variables: str) -> dict[str, int]:
     # A malloc arena per thread and its thresholds would blur the figure.
-    environment = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", **variables}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=environment, timeout=300
     )
@@ -127,3 +167,12 @@ def test_a_teacher_holds_its_weights_once(tmp_path: Path, dtype: str) -> None:
     assert figures["graph"] is False
     assert figures["all_tensors"] <= 1.02 * figures["weights"]
     assert figures["peak"] <= 1.15 * figures["weights"] + WORKSPACE
+
+
+def test_freed_memory_stays_for_the_next_step_unless_layers_are_gathered() -> None:
+    figures = run(ALLOCATION, MALLOC_MMAP_THRESHOLD_="33554432")
+    pages_of_a_step = 24 * 2**22 // 4096
+    assert figures["kept"] < pages_of_a_step / 10
+    assert figures["grown"] < 2**20
+    assert figures["returned"] > 5 * pages_of_a_step  # that is why
+    assert figures["peak"] < 1.1 * 3 * 7 * 2**20  # three of the largest layers, and no holes

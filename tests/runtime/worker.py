@@ -105,6 +105,29 @@ def stop_before_the_lane():
     world._try = stopped
 
 
+def told_in_the_first_step():
+    """A student that is told to leave before it has done anything, while its teacher runs ahead."""
+    _tell_in(lambda _: 0, signal.SIGTERM)
+
+
+def told_in_the_last_step():
+    """The same when all payloads are computed."""
+    _tell_in(lambda trainer: trainer._run.spec.training.steps - 1, signal.SIGUSR2)
+
+
+def _tell_in(step_of, word):
+    step = student.Trainer.step
+
+    def told(self, number):
+        if number == step_of(self) and self._world.role_rank == 0:
+            time.sleep(0.3)
+            os.kill(os.getpid(), word)
+            time.sleep(30)
+        return step(self, number)
+
+    student.Trainer.step = told
+
+
 def impatient():
     """Students wait one second for each other before they leave."""
     parting.AGREE_SECONDS = 1.0
