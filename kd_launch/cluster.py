@@ -27,6 +27,7 @@ PerNode = Annotated[int, Field(ge=1, le=1024)]
 # What is divided by, or waited for: bounds that nothing real comes near.
 Bandwidth = Annotated[float, Field(ge=1e-3, le=1e6)]
 Gibibytes = Annotated[float, Field(ge=1e-3, le=1e6)]
+Factor = Annotated[float, Field(ge=1e-3, le=1e3)]
 Seconds = Annotated[float, Field(ge=1e-3, le=1e7)]
 
 
@@ -55,6 +56,29 @@ class Container(BaseModel):
                 "image names; write them there"
             )
         return self
+
+
+class Factors(BaseModel):
+    """Factors of time against the cost model, measured on a pool's own hardware; 1 is the model itself."""
+
+    model_config = CLOSED
+
+    teacher: Factor = 1.0
+    """Of the teacher's forward."""
+    student: Factor = 1.0
+    """Of the student's layers, forward and backward."""
+    loss: Factor = 1.0
+    """Of the student's head, the divergence and its gradient."""
+    optimizer: Factor = 1.0
+    """Of the update."""
+    all_reduce: Factor = 1.0
+    """Of all-reduces."""
+    all_gather: Factor = 1.0
+    """Of all-gathers."""
+    reduce_scatter: Factor = 1.0
+    """Of reduce-scatters."""
+    message: Factor = 1.0
+    """Of messages from one rank to another."""
 
 
 class Pool(BaseModel):
@@ -102,6 +126,8 @@ class Pool(BaseModel):
     """Adds to the cluster's environment."""
     container: Container | None = None
     """Overrides the cluster's container."""
+    calibration: Factors | None = None
+    """Factors of predicted time; null: those that calibrate has written beside this file, where it has."""
 
     @property
     def is_cpu(self) -> bool:
@@ -149,6 +175,8 @@ class Cluster(BaseModel):
     """The interpreter inside the job; null: the one that runs kd-launch."""
     pools: Annotated[tuple[Pool, ...], Field(min_length=1)]
     """Pools of equal nodes."""
+    calibration: Literal["auto", "none"] = "auto"
+    """auto: plan uses the calibration file beside this one, where there is one; none: it does not."""
     same_fabric: bool = True
     """Whether nodes of different pools reach each other at full speed."""
     environment: dict[VariableName, ShellText] = {}

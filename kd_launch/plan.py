@@ -13,8 +13,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kd_launch import __version__
-from kd_launch.cluster import Cluster
+from kd_launch.cluster import Cluster, Factors
 from kd_launch.errors import SpecError, first_problem
+from kd_launch.probe import ProbeOrder
 from kd_launch.spec import Spec
 
 VALUE = ConfigDict(frozen=True, extra="forbid")
@@ -194,6 +195,19 @@ class Explanation(BaseModel):
     """Of the choice: the paper's layouts on all GPUs."""
 
 
+class Calibrated(BaseModel):
+    """The calibration that a plan's times contain."""
+
+    model_config = VALUE
+
+    file: str | None
+    """None: the factors stand in the cluster file, or in the plan of an earlier run."""
+    date: str | None
+    """UTC."""
+    pools: dict[str, Factors]
+    """Factors of time, by pool."""
+
+
 class Search(BaseModel):
     """How the choice was found."""
 
@@ -227,6 +241,8 @@ class Plan(BaseModel):
     inflections: list[Inflection]
     why: str
     warnings: list[str]
+    calibrated: Calibrated | None = None
+    """None: the times are those of the catalog."""
     search: Search
 
 
@@ -251,7 +267,9 @@ class RunPlan(BaseModel):
     cluster: Cluster = Field(repr=False)
     layout: Layout
     tokens: TokenStores | None
-    """null in a dry run, where nothing is prepared."""
+    """null in a dry run and in a probe, where nothing is prepared."""
+    probe: ProbeOrder | None = None
+    """Of a probe, which measures and trains nothing."""
 
 
 def read_run_plan(path: Path) -> RunPlan:

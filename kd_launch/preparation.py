@@ -11,12 +11,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kd_launch import __version__
 from kd_launch.architecture import Architecture
+from kd_launch.calibration.applied import apply
+from kd_launch.calibration.predicted import with_layers
 from kd_launch.cluster import Cluster, Pool, SiteFacts, resolve
 from kd_launch.commands import Completed, Runner
 from kd_launch.errors import CheckError, DoesNotFitError, KdLaunchError, SpecError
 from kd_launch.local.surroundings import with_setup, without_launchers
 from kd_launch.model_source import find_architecture
-from kd_launch.plan import Plan, TokenStores
+from kd_launch.plan import Calibrated, Plan, TokenStores
 from kd_launch.planner.search import make_plan
 from kd_launch.reading.spec_file import Loaded, load
 from kd_launch.scripts.rank_command import site_of
@@ -68,6 +70,10 @@ class Inputs:
     """What was assumed."""
     teacher: Architecture
     student: Architecture
+    calibrated: Calibrated | None = None
+    """What the predicted times are calibrated with."""
+    warnings: tuple[str, ...] = ()
+    """Of the calibration."""
 
     @property
     def spec(self) -> Spec:
@@ -92,9 +98,12 @@ def load_inputs(source: Source, ask_site: AskSite = SiteFacts) -> Inputs:
     cluster = loaded.cluster
     is_open = cluster.scheduler == "slurm" and "auto" in (cluster.hetjobs, cluster.hetjob_steps)
     cluster, notes = resolve(cluster, ask_site() if is_open else SiteFacts())
+    applied = apply(loaded.spec, cluster, loaded.cluster_path)
+    cluster = applied.cluster
     loaded = replace(loaded, spec=loaded.spec.model_copy(update={"cluster": cluster}))
     teacher = _architecture("teacher", loaded.spec.teacher.model, loaded.spec.teacher.revision, source.environ)
-    return Inputs(loaded, cluster, notes, teacher, _student_architecture(loaded.spec, teacher, source.environ))
+    student = _student_architecture(loaded.spec, teacher, source.environ)
+    return Inputs(loaded, cluster, notes, teacher, student, applied.calibrated, applied.warnings)
 
 
 def load_and_plan(source: Source, top: int = 20, ask_site: AskSite = SiteFacts) -> tuple[Inputs, Plan]:
@@ -110,7 +119,9 @@ def load_and_plan(source: Source, top: int = 20, ask_site: AskSite = SiteFacts) 
 
 def plan_inputs(inputs: Inputs, top: int = 20) -> Plan:
     """The plan for what was read. Raises SpecError and DoesNotFitError."""
-    return make_plan(inputs.spec, inputs.cluster, inputs.teacher, inputs.student, top=top)
+    plan = make_plan(inputs.spec, inputs.cluster, inputs.teacher, inputs.student, top=top)
+    warnings = [*inputs.warnings, *plan.warnings]
+    return plan.model_copy(update={"calibrated": inputs.calibrated, "warnings": warnings})
 
 
 def _architecture(role: str, model: str, revision: str | None, environ: Mapping[str, str]) -> Architecture:
@@ -131,15 +142,7 @@ def _student_architecture(spec: Spec, teacher: Architecture, environ: Mapping[st
             f"student.start_from.teacher_layers: {', '.join(map(str, beyond))} do not exist: "
             f"{spec.teacher.model} has layers 0 to {teacher.layers - 1}"
         )
-    return _with_layers(teacher, len(kept.teacher_layers))
-
-
-def _with_layers(teacher: Architecture, layers: int) -> Architecture:
-    """The teacher with fewer layers; of a kind of layer that some of its layers are, the same share."""
-    sparse, sliding = (
-        round(kind * layers / teacher.layers) for kind in (teacher.sparse_layers, teacher.sliding_layers)
-    )
-    return replace(teacher, layers=layers, sparse_layers=sparse, sliding_layers=sliding)
+    return with_layers(teacher, len(kept.teacher_layers))
 
 
 # The interpreter of the job, and the tokens

@@ -57,6 +57,14 @@ class RunDir:
         return self.heartbeats / f"rank-{rank:05d}.json"
 
     @property
+    def probes(self) -> Path:
+        """What the ranks of a probe measured."""
+        return self.path / "probe"
+
+    def probe(self, rank: int) -> Path:
+        return self.probes / f"rank-{rank:05d}.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -20,6 +20,7 @@ from kd_launch.errors import MaybeSentError, SpecError
 from kd_launch.local.supervisor import Patience, with_limit
 from kd_launch.plan import Layout, RunPlan, TokenStores
 from kd_launch.preparation import Inputs
+from kd_launch.probe import ProbeOrder
 from kd_launch.run_dir import RunDir, alone, create_run_dir, make_run_dir, run_name, write_whole
 from kd_launch.runs.state import JobToken, RunState, git_state, versions, write_state
 from kd_launch.scripts.render import render
@@ -84,8 +85,8 @@ def script_text(inputs: Inputs, layout: Layout, run: RunDir, runner: Runner = co
 
 
 def submit_slurm(
-    inputs: Inputs, layout: Layout, tokens: TokenStores, given: Path | None, caller: Caller, runner: Runner,
-    sleep: Sleep = time.sleep,
+    inputs: Inputs, layout: Layout, tokens: TokenStores | None, given: Path | None, caller: Caller, runner: Runner,
+    sleep: Sleep = time.sleep, *, probe: ProbeOrder | None = None,
 ) -> Submitted:  # fmt: skip
     """Makes the run folder and sends its script to Slurm.
 
@@ -95,7 +96,7 @@ def submit_slurm(
         SlurmSilentError: Slurm does not answer. The folder is left after a MaybeSentError, and after no other error.
     """
     with _new_run_dir(inputs, given, caller) as run:
-        _write_files(run, inputs, _run_plan(inputs, layout, tokens))
+        _write_files(run, inputs, _run_plan(inputs, layout, tokens, probe))
         for folder in (run.logs, run.attempts, run.failures, run.heartbeats):
             folder.mkdir()
         state = _state(run, caller, runner, token=token_of(run, caller.now.timestamp()))
@@ -105,8 +106,8 @@ def submit_slurm(
 
 
 def submit_local(
-    inputs: Inputs, layout: Layout, tokens: TokenStores, given: Path | None, caller: Caller, runner: Runner,
-    patience: Patience | None = None,
+    inputs: Inputs, layout: Layout, tokens: TokenStores | None, given: Path | None, caller: Caller, runner: Runner,
+    patience: Patience | None = None, *, probe: ProbeOrder | None = None,
 ) -> Submitted:  # fmt: skip
     """Makes the run folder and starts the ranks on this machine.
 
@@ -115,7 +116,7 @@ def submit_local(
         CheckError: the ranks cannot be started. No folder is left, nor after any other error.
     """
     with _new_run_dir(inputs, given, caller) as run:
-        plan = _run_plan(inputs, layout, tokens)
+        plan = _run_plan(inputs, layout, tokens, probe)
         _write_files(run, inputs, plan)
         run.attempts.mkdir()
         run.logs.mkdir()
@@ -196,8 +197,10 @@ def cluster_yaml(cluster: Cluster) -> str:
     return yaml.safe_dump(cluster.model_dump(mode="json", exclude_unset=True), sort_keys=False)
 
 
-def _run_plan(inputs: Inputs, layout: Layout, tokens: TokenStores) -> RunPlan:
-    return RunPlan(version=__version__, spec=inputs.spec, cluster=inputs.cluster, layout=layout, tokens=tokens)
+def _run_plan(inputs: Inputs, layout: Layout, tokens: TokenStores | None, probe: ProbeOrder | None) -> RunPlan:
+    return RunPlan(
+        version=__version__, spec=inputs.spec, cluster=inputs.cluster, layout=layout, tokens=tokens, probe=probe
+    )
 
 
 def _state(run: RunDir, caller: Caller, runner: Runner, token: JobToken | None = None) -> RunState:

@@ -12,9 +12,10 @@ import pytest
 from conftest import NOW, Project
 from fake_slurm import DOWN, LATE, TIMED_OUT, FakeSlurm, Says
 
+from kd_launch.calibration.probing import as_probe, layout_of_probe, order_for
 from kd_launch.errors import CheckError, MaybeSentError, SlurmRefusedError, SlurmSilentError, SpecError
-from kd_launch.plan import TokenStores
-from kd_launch.preparation import Source, load_and_plan
+from kd_launch.plan import TokenStores, read_run_plan
+from kd_launch.preparation import Source, load_and_plan, load_inputs
 from kd_launch.run_dir import RunDir, alone
 from kd_launch.runs.lost_job import with_job_id
 from kd_launch.runs.state import RunState, read_state
@@ -69,6 +70,18 @@ def test_a_job_that_was_taken(place: Project) -> None:
     assert (found.scheduler, found.job_id, found.attempts, found.controller) == ("slurm", "5", 0, None)
     assert found.earlier_jobs == ()
     assert json.loads(run.plan.read_text())["tokens"]["train"] == "/t"
+
+
+def test_a_probe_is_sent_as_a_run_is(place: Project) -> None:
+    inputs = as_probe(load_inputs(Source(place.config, SLURM, None, place.environ, place.folder)))
+    layout = layout_of_probe(inputs)
+    order = order_for(inputs.spec, layout, inputs.teacher, inputs.student)
+    caller, slurm = Caller(NOW, ["test"], place.folder, place.environ), FakeSlurm({"sbatch": [SENT]})
+    done = submit_slurm(inputs, layout, None, None, caller, slurm, probe=order)
+    assert (done.run, done.job_id) == ("distill-calibrate-20260131-235959", "5")
+    run = RunDir(Path(done.run_dir))
+    assert "--time=00:15:00" in run.script.read_text()
+    assert read_run_plan(run.plan).probe == order
 
 
 def test_the_token_is_on_disk_before_sbatch_is_called(place: Project) -> None:

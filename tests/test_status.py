@@ -9,6 +9,7 @@ import pytest
 from run_folders import ELSEWHERE, GONE, HOST, alive, beat, end, failure, make_run, step
 
 from kd_launch.cli.display import console, status_view
+from kd_launch.cli.status_text import step_time_line
 from kd_launch.errors import SpecError
 from kd_launch.run_dir import RunDir
 from kd_launch.runs.asking import look_at_all
@@ -84,8 +85,31 @@ def test_progress(tmp_path: Path) -> None:
     assert status(make_run(tmp_path / "new", alive())).progress is None
 
 
+def test_a_step_takes_what_its_last_ones_took(tmp_path: Path) -> None:
+    """Not the first two, in which memory is taken for the first time; nor those of an earlier attempt."""
+    times = [(1, 40.0), (2, 20.0), (3, 0.5), (4, 0.7), (5, 0.6)]
+    lines = [step(number, step_seconds=seconds) for number, seconds in times]
+    found = status(make_run(tmp_path / "run", alive(), metrics=lines)).step_seconds
+    assert found is not None
+    assert (found.measured, found.ratio) == (0.6, 0.6 / found.predicted.p50)
+    assert status(make_run(tmp_path / "first", alive(), metrics=lines[:1])).step_seconds.measured == 40.0
+    many = [step(number, step_seconds=float(number)) for number in range(1, 41)]
+    assert status(make_run(tmp_path / "many", alive(), metrics=many)).step_seconds.measured == 30.5
+    assert status(make_run(tmp_path / "new", alive())).step_seconds is None
+
+
+def test_what_a_step_takes_longer_than_planned_is_said(tmp_path: Path) -> None:
+    found = status(make_run(tmp_path / "run", alive(), metrics=[step(1, step_seconds=5.0)]))
+    planned = found.step_seconds.predicted
+    words = f"step time 5 s, predicted {planned.p50:.3g} s: {5 / planned.p50:.2f} times as long"
+    assert step_time_line(found) == f"{words}, outside its {planned.p10:.3g} to {planned.p90:.3g} s"
+    near = status(make_run(tmp_path / "near", alive(), metrics=[step(1, step_seconds=planned.p50)]))
+    assert str(step_time_line(near)).endswith("1.00 times as long")
+
+
 def test_json_of_a_disjoint_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", GONE, end=end(exit_codes=[0, 1]), failure=failure(), metrics=[step(5)])
+    predicted = json.loads(run.plan.read_text())["layout"]["step_seconds"]
     component = {"het_group": None, "job_id": "1", "state": "FAILED", "nodes": [HOST], "reason": None}
     assert json.loads(status(run).model_dump_json()) == {
         "run": "run",
@@ -98,6 +122,7 @@ def test_json_of_a_disjoint_run(tmp_path: Path) -> None:
         "progress": {"step": 5, "steps": 1000, "loss": 2.5, "tokens_per_second": 1000.0, "eta_seconds": 0.0},
         "failure": {"attempt": 1, "role": "student", "rank": 1, "host": "h", "error": "ValueError: no", "kind": None},
         "reason": None, "start_estimate": None, "way_on": None, "attempts": None,
+        "step_seconds": {"predicted": predicted, "measured": 0.5},
     }  # fmt: skip
 
 

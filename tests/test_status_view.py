@@ -62,6 +62,7 @@ def test_a_running_run(tmp_path: Path) -> None:
     assert view(tmp_path, BOTH_RUN, heartbeats=heartbeats, metrics=[STEP]) == [
         "chat-1  RUNNING  job 30  attempt 1",
         "step 412 of 1000, loss 2.3456, 123,456 tokens/s, about 0:14:42 left",
+        "step time 1.5 s, predicted 1 s: 1.50 times as long, outside its 1 to 1 s",
         "role     job   state    nodes     done            sign of life",
         "teacher  30+0  RUNNING  big[1-2]  16 of 40 steps  1 s ago, 4 ranks",
         "student  30+1  RUNNING  small1    4 of 10 steps   1 s ago, 2 ranks",

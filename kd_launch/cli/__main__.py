@@ -2,7 +2,7 @@
 
 import json
 
-from kd_launch.cli import before, estimating, running, following  # noqa: F401 - they join in this order  # isort: skip
+from kd_launch.cli import before, calibrating, estimating, running, following  # noqa: F401 - they join in this order  # isort: skip
 from kd_launch.cli.app import app
 
 

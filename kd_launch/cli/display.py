@@ -19,6 +19,7 @@ from kd_launch.cli.status_text import (
     in_short,
     reason_line,
     role_notes,
+    step_time_line,
     waits,
 )
 from kd_launch.plan import Role
@@ -59,6 +60,8 @@ def status_view(facts: Facts, status: Status) -> RenderableType:
     lines: list[RenderableType] = [head, *(Text(line) for line in headlines(facts, status))]
     if reason := reason_line(status):
         lines.append(Text(reason, style="yellow"))
+    if step_time := step_time_line(status):
+        lines.append(Text(step_time))
     lines.append(_role_table(facts, status))
     lines += [Text(line) for line in (*role_notes(facts, status), *attempt_lines(status))]
     if failed := failure_line(status):

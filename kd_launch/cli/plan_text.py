@@ -48,7 +48,7 @@ def _short(plan: Plan, shown: Sequence[Layout]) -> list[str]:
 def _long(plan: Plan, shown: Sequence[Layout], found: Explanation) -> list[str]:
     lines = [_header(plan), *_table(plan, shown), *wrapped(plan.why), *_all_warnings(plan)]
     lines += ["", *format_explanation(found), "", *_baseline(plan), *format_paper(found, plan.baseline)]
-    return [*lines, *_inflections(plan), *_front(plan), *_search(plan), "", *_knee(plan)]
+    return [*lines, *_inflections(plan), *_front(plan), *_search(plan), *_calibrated(plan), "", *_knee(plan)]
 
 
 def shown_layouts(plan: Plan, top: int) -> list[Layout]:
@@ -76,7 +76,7 @@ def _header(plan: Plan) -> str:
     length = round(chosen.tokens_per_second / chosen.samples_per_second)
     return (
         f"{plan.name}: {chosen.global_batch_size} x {length} tokens a step; best of {plan.search.evaluated} layouts: "
-        f"{_many(chosen.nodes, 'node')}, {_many(chosen.gpus, 'rank')}"
+        f"{_many(chosen.nodes, 'node')}, {_many(chosen.gpus, 'rank')}{', calibrated' if plan.calibrated else ''}"
     )
 
 
@@ -212,6 +212,18 @@ def _against(layout: Layout, chosen: Layout) -> str:
     time, hours = layout.step_seconds.p50 / chosen.step_seconds.p50, layout.gpu_hours / chosen.gpu_hours
     takes = "takes" if layout.gpus == 1 else "take"
     return f"{_many(layout.gpus, 'GPU')} {takes} {time:.2f}x the time for {hours:.2f}x the GPU-hours"
+
+
+def _calibrated(plan: Plan) -> Iterator[str]:
+    """Where the factors come from, and each that is not 1."""
+    found = plan.calibrated
+    if found is None:
+        return
+    yield ""
+    yield f"calibrated by {found.file} of {found.date} UTC" if found.file else "calibrated by the cluster file"
+    for pool, factors in found.pools.items():
+        words = [f"{name.replace('_', '-')} x{value:.2f}" for name, value in factors.model_dump().items()]
+        yield from wrapped(f"  {pool}: {', '.join(words)}", "    ")
 
 
 def _search(plan: Plan) -> Iterator[str]:

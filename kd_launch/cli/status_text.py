@@ -33,6 +33,18 @@ def progress_words(progress: StepProgress | None) -> str:
     return f"step {progress.step} of {progress.steps}, loss {progress.loss:.4f}, {speed}{left}"
 
 
+def step_time_line(status: Status) -> str | None:
+    """What a step takes against what the plan said; None before the first one, and while the run waits."""
+    time = status.step_seconds
+    if time is None or waits(status):
+        return None
+    planned, outside = time.predicted, ""
+    if not planned.p10 <= time.measured <= planned.p90:
+        outside = f", outside its {planned.p10:.3g} to {planned.p90:.3g} s"
+    measured = f"step time {time.measured:.3g} s, predicted {planned.p50:.3g} s"
+    return f"{measured}: {time.ratio:.2f} times as long{outside}"
+
+
 def failure_words(failure: Failure) -> str:
     """The first failure, in one line."""
     how = f"attempt {failure.attempt}" + (f", {failure.kind}" if failure.kind else "")

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from kd_launch.catalog import BusBandwidth, Gpu
-from kd_launch.cluster import Pool
+from kd_launch.cluster import Factors, Pool
 from kd_launch.cost.constants import GB, MICRO, LinkConstants
+
+NEUTRAL = Factors()
 
 
 class Collective(Enum):
@@ -50,6 +52,8 @@ class Fabric:
     hop_s: float
     ramp_inside_s: float
     ramp_between_s: float
+    factors: Factors = NEUTRAL
+    """As calibrated."""
 
     def seconds(self, collective: Collective, size: float, group: Group) -> float:
         """Of one collective over a tensor of `size` bytes: the slower of the node's links and the network.
@@ -59,6 +63,10 @@ class Fabric:
         """
         if group.ranks == 1:
             return 0.0
+        factor: float = getattr(self.factors, collective.value)
+        return factor * self._seconds(collective, size, group)
+
+    def _seconds(self, collective: Collective, size: float, group: Group) -> float:
         traffic = collective.traffic(group.ranks) * size
         inside = min(group.ranks, group.per_node)
         seconds = self.ramp_inside_s + traffic / self.bus[collective][inside] if inside > 1 else 0.0
@@ -71,7 +79,7 @@ class Fabric:
     def message_seconds(self, size: float, *, between_nodes: bool, senders_per_node: int = 1) -> float:
         """Of one point-to-point message of `size` bytes, when that many ranks of a node send at once."""
         speed = self.network / senders_per_node if between_nodes else self.pair
-        return self.pair_latency_s + size / speed
+        return self.factors.message * (self.pair_latency_s + size / speed)
 
 
 def fabric_of(pool: Pool, gpu: Gpu, constants: LinkConstants) -> Fabric:
@@ -95,6 +103,7 @@ def fabric_of(pool: Pool, gpu: Gpu, constants: LinkConstants) -> Fabric:
         hop_s=MICRO * constants.hop_us,
         ramp_inside_s=MICRO * constants.ramp_inside_us,
         ramp_between_s=MICRO * constants.ramp_between_us,
+        factors=pool.calibration or NEUTRAL,
     )
 
 

@@ -56,8 +56,12 @@ class Device:
 
 def device_of(pool: Pool, gpu: Gpu, dtype: str, constants: TimeConstants) -> Device | None:
     """The device of one rank of `pool`; None where the hardware lacks the dtype or its speed is unknown."""
-    cores = (pool.cpus_per_node or pool.gpus_per_node) / pool.gpus_per_node if gpu.per_core else 1.0
-    return device_with(gpu, dtype, constants, cores=cores)
+    return device_with(gpu, dtype, constants, cores=threads_of(pool) if gpu.per_core else 1.0)
+
+
+def threads_of(pool: Pool) -> int:
+    """Threads of a process of a CPU pool: its share of the cores, and one where there are more processes than cores."""
+    return max(1, (pool.cpus_per_node or pool.gpus_per_node) // pool.gpus_per_node)
 
 
 def device_with(gpu: Gpu, dtype: str, constants: TimeConstants, *, cores: float = 1.0) -> Device | None:

@@ -67,7 +67,7 @@ def teacher_seconds(
 @functools.lru_cache(maxsize=65536)
 def _teacher_layer(setting: Setting, site: Site, fsdp: int, tp: int, block: int, tokens: float) -> float:
     """One layer with its all-reduces (tp) and the all-gather of its weights (fsdp)."""
-    device, fabric, engine = site.teacher_device, site.fabric, setting.engine
+    device, fabric, engine = site.teacher_device, site.fabric, site.engine(setting.engine)
     assert device is not None
     floor, _ = floors(engine, device, compiled=setting.compiled)
     sequence = min(setting.sequence_length, int(tokens))
@@ -86,7 +86,7 @@ def _teacher_head(setting: Setting, site: Site, tp: int, tokens: float) -> float
     assert site.teacher_device is not None
     teacher = setting.teacher
     seconds = head_seconds(site.teacher_device, tokens, teacher.vocabulary / tp, teacher.hidden)
-    return setting.engine.teacher_factor * seconds
+    return site.engine(setting.engine).teacher_factor * seconds
 
 
 def _teacher_root(setting: Setting, site: Site, degrees: TeacherDegrees, block: int) -> float:
@@ -163,4 +163,4 @@ def _student_loss(setting: Setting, site: Site, tokens: int, payload: Payload) -
         setting.teacher.hidden if payload == "hidden_states" else None,
         setting.loss_traffic,
     )
-    return setting.engine.compute_factor * seconds
+    return setting.engine.compute_factor * site.loss_factor * seconds

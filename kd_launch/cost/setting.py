@@ -1,6 +1,6 @@
 """What every layout of a search shares: the pair of models on their data (Setting), and a pool's hardware (Site)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -8,7 +8,7 @@ from kd_launch.architecture import Architecture
 from kd_launch.catalog import Engine, Gpu
 from kd_launch.cluster import Pool
 from kd_launch.cost.collectives import Fabric, fabric_of
-from kd_launch.cost.compute import WIDTH, Attention, Device, device_of
+from kd_launch.cost.compute import WIDTH, Attention, Device, device_of, threads_of
 from kd_launch.cost.constants import Constants
 from kd_launch.cost.sizes import Sizes, sizes_of
 from kd_launch.cost.training import Trained
@@ -85,11 +85,12 @@ class Setting:
                 sizes=self.student_sizes,
                 device=site.student_device,
                 fabric=site.fabric,
-                engine=self.engine,
+                engine=site.engine(self.engine),
                 sequence_length=self.sequence_length,
                 attention=self.attention,
                 compiled=self.compiled,
                 hiding=site.hiding(self.engine),
+                copies=self.constants.links.cpu_copies if site.pool.is_cpu else 0.0,
             )
         return found
 
@@ -144,6 +145,30 @@ class Site:
     def hiding(self, engine: Engine) -> float:
         """Share of compute behind which communication can hide. On a CPU the same cores do both."""
         return 0.0 if self.pool.is_cpu else engine.overlap
+
+    def engine(self, engine: Engine) -> Engine:
+        """As calibrated on this pool."""
+        factors = self.pool.calibration
+        if factors is None:
+            return engine
+        return replace(
+            engine,
+            teacher_factor=engine.teacher_factor * factors.teacher,
+            compute_factor=engine.compute_factor * factors.student,
+            optimizer_bytes_per_parameter=engine.optimizer_bytes_per_parameter * factors.optimizer,
+        )
+
+    @property
+    def loss_factor(self) -> float:
+        """Of the loss's time, as calibrated."""
+        return 1.0 if self.pool.calibration is None else self.pool.calibration.loss
+
+    @property
+    def crowding(self) -> float:
+        """Share of a node's CPU cores that one rank's threads take; 0 on GPUs, which no two ranks share."""
+        if not self.pool.is_cpu:
+            return 0.0
+        return threads_of(self.pool) / (self.pool.cpus_per_node or self.pool.gpus_per_node)
 
     @property
     def can_compute(self) -> bool:

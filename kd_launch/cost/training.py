@@ -62,6 +62,8 @@ class Trained:
     compiled: bool
     hiding: float
     """Share of compute behind which communication can hide."""
+    copies: float = 0.0
+    """Times that sharded weights and gradients pass through memory on their way to the collective's buffers."""
 
 
 class StepSeconds(NamedTuple):
@@ -264,7 +266,7 @@ def _gather(trained: Trained, split: Split, parameters: float) -> float:
         return 0.0
     size = trained.device.width * parameters / split.tp
     seconds = trained.fabric.seconds(Collective.ALL_GATHER, size, _shard_group(split))
-    return trained.engine.gather_factor * seconds
+    return trained.engine.gather_factor * seconds + trained.copies * size / trained.device.bytes_per_s
 
 
 def _reduce(trained: Trained, split: Split, parameters: float) -> float:
@@ -280,7 +282,7 @@ def _reduce(trained: Trained, split: Split, parameters: float) -> float:
         inside = max(1, min(copies, split.block // stride))
         group = Group(copies, inside, peers=max(1, split.block // inside))
         seconds += trained.fabric.seconds(Collective.ALL_REDUCE, size / divided, group)
-    return trained.engine.data_parallel_factor * seconds
+    return trained.engine.data_parallel_factor * seconds + trained.copies * size / trained.device.bytes_per_s
 
 
 def _shard_group(split: Split) -> Group:

@@ -49,4 +49,5 @@ class Route:
 def transport_seconds(route: Route, size: float, messages: int) -> float:
     """Of `size` bytes in all; `messages` is how many the busiest sender or receiver handles."""
     latency = max(route.teacher.pair_latency_s, route.student.pair_latency_s)
-    return messages * latency + size / route.bytes_per_s()
+    factor = max(route.teacher.factors.message, route.student.factors.message)
+    return factor * (messages * latency + size / route.bytes_per_s())

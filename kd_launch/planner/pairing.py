@@ -9,6 +9,7 @@ from kd_launch.cost.transport import Route, transport_seconds
 from kd_launch.plan import Payload
 from kd_launch.planner.allocations import Allocation
 from kd_launch.planner.choices import Choice
+from kd_launch.planner.crowding import crowded_seconds
 from kd_launch.planner.layouts import Share, Stages, micro_batches
 from kd_launch.planner.options import SAME, Family, Held, StudentOption, TeacherOption, Unit, family
 from kd_launch.planner.tables import Tables
@@ -48,7 +49,8 @@ def colocated_choices(tables: Tables, cluster: Cluster, allocation: Allocation, 
             if known is None or pair[0].seconds + pair[1].seconds < known[0].seconds + known[1].seconds:
                 best[family(pair[0].degrees)] = pair
     for teacher, student in best.values():
-        seconds = teacher.seconds + student.seconds
+        crowded = crowded_seconds(tables.sites, allocation, teacher.seconds, student.seconds, 0.0)
+        seconds = max(teacher.seconds + student.seconds, crowded)
         head = tables.head_gib(unit) if any(family(teacher.degrees)) else 0.0
         fullness = (colocated_gib(teacher, student) + head + site.context_gib) / site.memory_limit_gib
         yield Choice(seconds, allocation, unit, teacher, student, 0.0, 0, allocated, fullness)
@@ -94,7 +96,9 @@ def disjoint_choices(tables: Tables, cluster: Cluster, allocation: Allocation, u
         transport = transport_of(tables, cluster, allocation, unit, teacher)
         pace = max(teacher.seconds, transport, students[0][0].seconds)
         student, room = _simplest(students, pace * SAME)
-        seconds = max(teacher.seconds, transport, student.seconds) + coupling_seconds(tables, allocation.student, unit)
+        crowded = crowded_seconds(tables.sites, allocation, teacher.seconds, student.seconds, transport)
+        seconds = max(teacher.seconds, transport, student.seconds, crowded)
+        seconds += coupling_seconds(tables, allocation.student, unit)
         depth = min(ahead, room)
         fullness = max(
             tables.fullness(allocation.teacher, teacher, depth), tables.fullness(allocation.student, student, depth)

@@ -173,7 +173,8 @@ def _node_warnings(tables: Tables, pool: Pool) -> Iterator[str]:
             yield f"pool {pool.name}: memory_gib is missing, {gib:g} GiB per process assumed"
         if pool.cpus_per_node is None:
             yield f"pool {pool.name}: cpus_per_node is missing, one core per process assumed"
-        yield "speeds of CPU cores are an order of magnitude: times are good for comparison only"
+        if pool.calibration is None:
+            yield "speeds of CPU cores are an order of magnitude: times are good for comparison only"
     elif gpu.assumed:
         yield f"figures of {gpu.id} that are estimates: {', '.join(gpu.assumed)}"
 

@@ -1,6 +1,7 @@
 """Where the seconds of a layout's step go, term by term, from the cost model."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from kd_launch.cluster import Cluster
@@ -8,6 +9,7 @@ from kd_launch.cost.roles import StudentSeconds, student_seconds, teacher_second
 from kd_launch.cost.setting import StudentDegrees, TeacherDegrees
 from kd_launch.plan import Layout
 from kd_launch.planner.allocations import Allocation, allocation_of
+from kd_launch.planner.crowding import crowded_seconds
 from kd_launch.planner.options import Unit
 from kd_launch.planner.pairing import coupling_seconds
 from kd_launch.planner.tables import Tables
@@ -17,6 +19,7 @@ ROUNDING = "teacher: its last turn, which not all copies share"
 COMMUNICATION = "student: communication that compute does not hide"
 TRANSPORT = "transport: payloads on their way"
 COUPLING = "student: asking for payloads"
+CROWDING = "student: waiting for cores that ranks share"
 
 
 class Case(NamedTuple):
@@ -58,10 +61,21 @@ def case_of(tables: Tables, cluster: Cluster, layout: Layout) -> Case:
 def terms_of(case: Case) -> dict[str, float]:
     """Seconds of a step; those of one role add up to the role's."""
     found = {**teacher_terms(case), **_student_terms(case)}
+    found[CROWDING] = _crowding(case, found)
     if not case.layout.colocated:
         found[TRANSPORT] = case.layout.transport_seconds
         found[COUPLING] = coupling_seconds(case.tables, case.allocation.student, case.unit)
     return {name: seconds for name, seconds in found.items() if seconds > 0}
+
+
+def _crowding(case: Case, terms: Mapping[str, float]) -> float:
+    """What a step takes longer because ranks share CPU cores."""
+    teacher, student = (
+        sum(seconds for name, seconds in terms.items() if name.startswith(role)) for role in ("teacher", "student")
+    )
+    transport = case.layout.transport_seconds
+    alone = teacher + student if case.layout.colocated else max(teacher, student, transport)
+    return max(0.0, crowded_seconds(case.tables.sites, case.allocation, teacher, student, transport) - alone)
 
 
 def teacher_terms(case: Case) -> dict[str, float]:

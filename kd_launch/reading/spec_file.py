@@ -32,6 +32,8 @@ class Loaded:
     """The spec file as given."""
     cluster_text: str | None
     """The cluster file as given; None where the spec holds the cluster itself."""
+    cluster_path: Path
+    """The file that the cluster stands in: the cluster file, or the spec itself."""
 
 
 def load(
@@ -121,7 +123,7 @@ def _finish(
     if cluster.name is None:
         cluster = cluster.model_copy(update={"name": _stem(cluster_path)})
     spec = spec.model_copy(update={"name": spec.name or _stem(path), "cluster": cluster})
-    return Loaded(spec, cluster, spec_text, cluster_text)
+    return Loaded(spec, cluster, spec_text, cluster_text, cluster_path)
 
 
 def _stem(path: Path) -> str:

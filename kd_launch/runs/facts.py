@@ -13,7 +13,7 @@ from kd_launch.errors import SpecError
 from kd_launch.local.processes import is_alive
 from kd_launch.plan import RunPlan, read_run_plan
 from kd_launch.run_dir import RunDir, read_json
-from kd_launch.runs.records import Heartbeat, Metrics, last_metrics, read_heartbeats
+from kd_launch.runs.records import Heartbeat, Metrics, last_metrics, read_heartbeats, recent_step_seconds
 from kd_launch.runs.state import RunState, read_state
 
 # Between the clock that a file server writes into a file's times and that of the machine that submits.
@@ -68,6 +68,8 @@ class Facts:
     """Who told the newest attempt's ranks to leave."""
     attempts: tuple[AttemptRecord, ...] | None = None
     """All of a run on Slurm, without their steps; None: not asked for."""
+    step_seconds: float | None = None
+    """Of the newest attempt's last steps, the median; None where it has none, or nobody asked."""
     cancelled: bool = False
     """Whether `cancel` was called for the present job."""
 
@@ -126,6 +128,7 @@ def gather(run: RunDir, now: float, *, in_full: bool = True) -> Facts:
         attempt_job=str(job["job_id"]) if job and job.get("job_id") else None,
         leave=read_json(run.leave_record(attempt)),
         attempts=tuple(read_attempts(run, count_steps=False)) if in_full and on_slurm else None,
+        step_seconds=recent_step_seconds(run, attempt) if in_full else None,
         cancelled=_cancels(read_json(run.cancel_record), state),
     )
 

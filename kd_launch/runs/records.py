@@ -2,7 +2,9 @@
 
 import json
 import os
+import statistics
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,6 +13,10 @@ from kd_launch.errors import SpecError
 from kd_launch.run_dir import RunDir, read_json
 
 _BLOCK = 1 << 16
+RECENT_STEPS = 20
+"""Over which a step's time is told."""
+WARM_UP_STEPS = 2
+"""In which allocators and caches fill."""
 
 
 class Heartbeat(BaseModel):
@@ -74,6 +80,19 @@ def last_metrics(run: RunDir, attempt: int) -> Metrics | None:
     except OSError:
         return None
     return last if last is not None and last.attempt in (attempt, None) else None
+
+
+def recent_step_seconds(run: RunDir, attempt: int) -> float | None:
+    """The median of an attempt's last steps, without its first ones while there are others; None: it has none yet."""
+    last: list[Metrics] = []
+    with suppress(OSError):
+        for line in _metrics_backwards(run.metrics):
+            if line.attempt not in (attempt, None) or len(last) == RECENT_STEPS:
+                break
+            last.append(line)
+    begun = min((line.step for line in last), default=0)
+    warm = [line for line in last if len(last) == RECENT_STEPS or line.step >= begun + WARM_UP_STEPS]
+    return statistics.median(line.step_seconds for line in warm or last) if last else None
 
 
 def _metrics_backwards(path: Path) -> Iterator[Metrics]:

@@ -4,7 +4,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kd_launch.attempt.history import AttemptRecord
 from kd_launch.errors import SpecError
-from kd_launch.plan import Role
+from kd_launch.plan import Interval, Role
 from kd_launch.run_dir import RunDir
 from kd_launch.runs.facts import Facts, Failure, gather
 from kd_launch.runs.local_status import local_standing
@@ -27,6 +27,21 @@ class StepProgress(BaseModel):
     loss: float
     tokens_per_second: float
     eta_seconds: float
+
+
+class StepTime(BaseModel):
+    """What a step takes, as planned and as measured."""
+
+    model_config = ConfigDict(frozen=True)
+
+    predicted: Interval
+    measured: float
+    """The median of the newest attempt's last steps."""
+
+    @property
+    def ratio(self) -> float:
+        """Measured over predicted."""
+        return self.measured / self.predicted.p50
 
 
 class AttemptSummary(BaseModel):
@@ -70,6 +85,8 @@ class Status(BaseModel):
     """The command that helps a job for which Slurm waits in vain."""
     attempts: list[AttemptSummary] | None = None
     """Of a run on Slurm, in order; None in a list of runs, and of local ones."""
+    step_seconds: StepTime | None = None
+    """None before the first step, and in a list of runs."""
 
 
 def build(facts: Facts, asked: Asked = NOT_ASKED) -> Status:
@@ -89,6 +106,7 @@ def build(facts: Facts, asked: Asked = NOT_ASKED) -> Status:
         reason=verdict.reason,
         start_estimate=standing.start_estimate,
         way_on=standing.way_on,
+        step_seconds=_step_time(facts),
         attempts=None if facts.attempts is None else [_summary(record) for record in facts.attempts],
     )
 
@@ -111,6 +129,12 @@ def _progress(facts: Facts, ended: bool) -> StepProgress | None:
         tokens_per_second=metrics.tokens_per_second,
         eta_seconds=0.0 if ended else max(0, steps - metrics.step) * metrics.step_seconds,
     )
+
+
+def _step_time(facts: Facts) -> StepTime | None:
+    if facts.step_seconds is None:
+        return None
+    return StepTime(predicted=facts.plan.layout.step_seconds, measured=facts.step_seconds)
 
 
 def unreadable(run: RunDir, error: SpecError) -> Status:

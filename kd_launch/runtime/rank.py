@@ -56,6 +56,9 @@ def run_rank(task: Task, make_optimizer: MakeOptimizer | None = None) -> None:
     timeout = run.cluster.heartbeat_timeout_s
     preflight = Preflight(run_dir, task.place, run.layout, timeout, task.departure, progress)
     world = join(task.place, run, run_dir, task.role, preflight)
+    if run.probe is not None:
+        _run_probe(world, task)
+        return
     batches = Batches(run, world.device)
     plan_sum = hashlib.sha256(run_dir.plan.read_bytes()).hexdigest()
     begin = _begin(world, task)
@@ -70,6 +73,18 @@ def run_rank(task: Task, make_optimizer: MakeOptimizer | None = None) -> None:
     else:
         _run_student(world, task, batches, form, make_optimizer or make_adamw, begin, parting)
     leave(world, run_dir, progress, lambda: parting.nobody_stops_any_more(world.store))
+
+
+def _run_probe(world: World, task: Task) -> None:
+    """Measures in place of training; the first student says that it is done."""
+    from kd_launch.runtime.probe import measure  # not above: no other run needs it
+
+    task.progress.enter("training")
+    measure(world, task.run, task.run_dir)
+    task.progress.enter("finishing")
+    if world.is_first_student:
+        write_json(task.run_dir.done_record(world.attempt), {"time": time.time(), "step": 0})
+    leave(world, task.run_dir, task.progress, lambda: None)
 
 
 def _begin(world: World, task: Task) -> int | None:
