@@ -3,7 +3,7 @@
 The same large tensors come and go in every step. glibc gives the largest of them pages of their own and returns these
 when they are freed, so that the kernel clears every page again in every step: measured on two ranks, a fifth of a step.
 But where layers are gathered and freed between small things that stay, memory that is kept falls into holes that none
-of the next layers fits: measured, eight times as much as is in use. There memory counts more than time.
+of the next layers fits: measured, seven times what the plan says. There memory counts more than time.
 """
 
 import ctypes
