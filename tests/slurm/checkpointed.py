@@ -10,7 +10,7 @@ from typing import Any
 
 from kd_launch.attempt.history import read_attempts
 from kd_launch.plan import read_run_plan
-from kd_launch.run_dir import RunDir
+from kd_launch.run_dir import RunDir, read_json
 from tests.runtime.harness import Ranks, run_to_end
 from tests.slurm.projects import Project
 
@@ -61,6 +61,10 @@ class Training:
 
     def status(self) -> dict[str, Any]:
         return self.project.status(self.inside)
+
+    def has_failed(self, attempt: int) -> bool:
+        """Whether it has ended, and none follows."""
+        return (read_json(self.run.end_record(attempt)) or {}).get("next") == "fail"
 
     def unnamed(self, attempt: int) -> list[int]:
         """Steps whose checkpoint this attempt is writing, or was writing when it ended."""

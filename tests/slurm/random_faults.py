@@ -128,6 +128,7 @@ def _is_ripe(training: Training, lot: Lot, steps: int, before: int) -> bool:
     def ripe() -> bool:
         nonlocal last
         attempt = training.attempt
+        assert not training.has_failed(attempt), training.said()
         done = training.steps_of(attempt) if training.run.start_record(attempt).exists() else []
         last = done[-1] if done else 0
         newest = max(training.run.checkpoint_steps(), default=0)
