@@ -138,8 +138,8 @@ class Ranks:
     """The processes of one attempt of a run."""
 
     run_dir: RunDir
-    attempt: int = 1
     processes: list[subprocess.Popen[str] | ForkedRank] = field(default_factory=list)
+    attempt: int = 1
 
     def wait(self, timeout: float = 400) -> list[int]:
         """Exit codes; kills what is left after `timeout` seconds."""
@@ -210,7 +210,7 @@ def start_ranks(
         variables = _variables("slurm", rank, layout, attempt)
         return fork_rank(program, _arguments(run_dir, layout, rank), variables, _output_file(run_dir, rank, attempt))
 
-    return Ranks(run_dir, attempt, [start(rank) for rank in range(layout.world_size)])
+    return Ranks(run_dir, [start(rank) for rank in range(layout.world_size)], attempt)
 
 
 def _output_file(run_dir: RunDir, rank: int, attempt: int = 1) -> Path:
