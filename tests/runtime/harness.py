@@ -155,7 +155,7 @@ class Ranks:
         self.processes[rank].send_signal(number)
 
     def output(self, rank: int) -> str:
-        return _output_file(self.run_dir, rank, self.attempt).read_text()
+        return output_file(self.run_dir, rank, self.attempt).read_text()
 
     def outputs(self) -> str:
         return "\n".join(f"--- rank {rank}\n{self.output(rank)}" for rank in range(len(self.processes)))
@@ -193,7 +193,7 @@ def start_rank(
 ) -> "subprocess.Popen[str]":  # fmt: skip
     """Starts one rank as a launcher would. `program` replaces the module by a test's own; `under` starts it in turn."""
     command = [*under, sys.executable, *program, *_arguments(run_dir, layout, rank)]
-    with _output_file(run_dir, rank).open("w") as output:
+    with output_file(run_dir, rank).open("w") as output:
         environment = _variables(launcher, rank, layout)
         return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
 
@@ -208,12 +208,12 @@ def start_ranks(
         if launcher is not None:
             return start_rank(run_dir, layout, rank, program, launcher)
         variables = _variables("slurm", rank, layout, attempt)
-        return fork_rank(program, _arguments(run_dir, layout, rank), variables, _output_file(run_dir, rank, attempt))
+        return fork_rank(program, _arguments(run_dir, layout, rank), variables, output_file(run_dir, rank, attempt))
 
     return Ranks(run_dir, [start(rank) for rank in range(layout.world_size)], attempt)
 
 
-def _output_file(run_dir: RunDir, rank: int, attempt: int = 1) -> Path:
+def output_file(run_dir: RunDir, rank: int, attempt: int = 1) -> Path:
     return run_dir.path / f"attempt-{attempt}-rank-{rank}.txt"
 
 

@@ -12,7 +12,7 @@ from kd_launch.plan import read_run_plan
 from kd_launch.run_dir import RunDir
 from kd_launch.runtime.__main__ import main
 from tests.runtime.forked import AT_IMPORT, fork_rank
-from tests.runtime.harness import Ranks, variables_of
+from tests.runtime.harness import Ranks, output_file, variables_of
 
 
 def run_all(folder: Path, runs: Sequence[RunDir], ranks: int) -> Ranks:
@@ -22,7 +22,7 @@ def run_all(folder: Path, runs: Sequence[RunDir], ranks: int) -> Ranks:
     started = Ranks(
         RunDir(folder),
         [
-            fork_rank((__file__, str(rank)), arguments, os.environ | AT_IMPORT, folder / f"rank-{rank}.txt")
+            fork_rank((__file__, str(rank)), arguments, os.environ | AT_IMPORT, output_file(RunDir(folder), rank))
             for rank in range(ranks)
         ],
     )
