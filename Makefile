@@ -37,11 +37,12 @@ test-slurm: setup
 test-slurm-failures: setup
 	$(BIN)/python -m pytest $(FAILURES)
 
+# With the demo, which trains too.
 test-runtime: setup
-	$(BIN)/python -m pytest tests/runtime
+	$(BIN)/python -m pytest tests/runtime tests/test_docs.py
 
 test-others: setup
-	$(BIN)/python -m pytest --ignore=tests/slurm --ignore=tests/runtime
+	$(BIN)/python -m pytest --ignore=tests/slurm --ignore=tests/runtime --ignore=tests/test_docs.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -432,7 +432,11 @@ def test_local_ends_with_its_first_failing_rank(bench: Bench) -> None:
 def test_local_leaves_no_rank_behind(bench: Bench, number: signal.Signals, status: int) -> None:
     script = bench.root / "script"
     script.write_text(replace(CASES["local"], run_dir=bench.run_dir, python=bench.python).text())
-    process = subprocess.Popen(["bash", str(script)], env=bench.variables(FAKE_SLEEPS="0 1 2"))
+    # What is ignored when bash starts, as under nohup, it cannot trap.
+    process = subprocess.Popen(
+        ["bash", str(script)], env=bench.variables(FAKE_SLEEPS="0 1 2"),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )  # fmt: skip
     while len(list(bench.record.glob("asleep-*"))) < 3:
         assert process.poll() is None
         time.sleep(0.02)

@@ -1,9 +1,8 @@
-"""What the C library does with the memory that a CPU rank frees: it keeps it, or gives it back at once.
+"""What the C library does with the memory that a CPU rank frees, where the teacher is cut over ranks: gives it back.
 
-The same large tensors come and go in every step. glibc gives the largest of them pages of their own and returns these
-when they are freed, so that the kernel clears every page again in every step: measured on two ranks, a fifth of a step.
-But where layers are gathered and freed between small things that stay, memory that is kept falls into holes that none
-of the next layers fits: measured, seven times what the plan says. There memory counts more than time.
+Where layers are gathered and freed between small things that stay, memory that is kept falls into holes that none of
+the next layers fits: measured, seven times what the plan says. There memory counts more than time. Everywhere else
+glibc's own ways stay: to keep all memory slowed the steps of the fastest layouts.
 """
 
 import ctypes
@@ -15,26 +14,23 @@ import torch
 from kd_launch.plan import Layout
 
 # Of malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
-_NEVER = 2**31 - 1
-_TOP_PAD_BYTES = 16 * 2**20
+_MMAP_THRESHOLD = -3
 _OWN_PAGES_FROM = 64 * 2**10
-_KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _TOP_PAD_BYTES}
 # Whoever sets the threshold keeps glibc from raising it, to 32 MiB in the end.
 _RETURN = {_MMAP_THRESHOLD: _OWN_PAGES_FROM}
 
 
 def gathers_weights(layout: Layout) -> bool:
-    """Whether any rank holds shards of layers that it makes whole for a moment, or is cut to hold little."""
+    """Whether teacher ranks hold shards of layers that they make whole for a moment, or are cut to hold little."""
     teacher = layout.teacher
-    return layout.student.fsdp > 1 or teacher.fsdp * teacher.tp * teacher.pp > 1
+    return teacher.fsdp * teacher.tp * teacher.pp > 1
 
 
 def choose_allocation(device: torch.device, layout: Layout) -> None:
     """From now on, until this process ends. Nothing for a GPU, whose tensors torch keeps itself, or where the C library
     is not glibc."""
-    if device.type == "cpu":
-        _set(_RETURN if gathers_weights(layout) else _KEEP)
+    if device.type == "cpu" and gathers_weights(layout):
+        _set(_RETURN)
 
 
 def _set(parameters: dict[int, int]) -> None:

@@ -49,7 +49,7 @@ CASES = {
     "two parts": Case("hetstep", 2, 1, [2, 1], pool="cpu"),
     "one part": Case("ranks", 2, 1, [2, 1], pool="cpu"),
     "two sruns": Case("two_steps", 2, 1, [2, 1], cluster={"hetjob_steps": False}, asked=False),
-    "3 and 1 of a node": Case("ranks", 3, 1, [4], pool="cpu", pools=ONE_NODE, asked=False),
+    "1 and 1 of a node": Case("ranks", 1, 1, [2], pool="cpu", pools=ONE_NODE, asked=False),
 }
 
 
