@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kd_launch import __version__
 from kd_launch.architecture import Architecture
 from kd_launch.calibration.applied import apply
-from kd_launch.calibration.predicted import with_layers
 from kd_launch.cluster import Cluster, Pool, SiteFacts, resolve
 from kd_launch.commands import Completed, Runner
 from kd_launch.errors import CheckError, DoesNotFitError, KdLaunchError, SpecError
@@ -142,7 +141,7 @@ def _student_architecture(spec: Spec, teacher: Architecture, environ: Mapping[st
             f"student.start_from.teacher_layers: {', '.join(map(str, beyond))} do not exist: "
             f"{spec.teacher.model} has layers 0 to {teacher.layers - 1}"
         )
-    return with_layers(teacher, len(kept.teacher_layers))
+    return teacher.with_layers(len(kept.teacher_layers))
 
 
 # The interpreter of the job, and the tokens

@@ -1,7 +1,7 @@
 """Architecture: a model's shapes, exact parameters, FLOPs and KV bytes, from the keys of its config.json."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kd_launch.architecture.config_json import ConfigJson
 from kd_launch.architecture.families import (
@@ -119,6 +119,11 @@ class Architecture:
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
         """Bytes of one token's keys and values over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_value
+
+    def with_layers(self, layers: int) -> "Architecture":
+        """Its first layers; of a kind of layer that some of its layers are, the same share."""
+        sparse, sliding = (round(kind * layers / self.layers) for kind in (self.sparse_layers, self.sliding_layers))
+        return replace(self, layers=layers, sparse_layers=sparse, sliding_layers=sliding)
 
     @property
     def can_be_split(self) -> bool:

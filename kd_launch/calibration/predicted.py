@@ -1,6 +1,6 @@
 """What the cost model says of each thing that a probe measures, by the functions that the planner calls."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kd_launch.architecture import Architecture
 from kd_launch.cluster import Cluster
@@ -29,7 +29,7 @@ class Uncalibrated:
     ) -> "Uncalibrated":
         pools = tuple(pool.model_copy(update={"calibration": None}) for pool in cluster.pools)
         bare = cluster.model_copy(update={"pools": pools})
-        cut = with_layers(teacher, order.teacher_layers), with_layers(student, order.student_layers)
+        cut = teacher.with_layers(order.teacher_layers), student.with_layers(order.student_layers)
         return Uncalibrated(setting_of(spec, *cut), sites_of(spec, bare))
 
     def seconds(self, sample: Sample) -> float:
@@ -50,9 +50,3 @@ class Uncalibrated:
                 return site.fabric.message_seconds(sample.size, between_nodes=False)
         group = Group(sample.ranks, min(sample.ranks, site.pool.gpus_per_node))
         return site.fabric.seconds(Collective(sample.term), sample.size, group)
-
-
-def with_layers(model: Architecture, layers: int) -> Architecture:
-    """A model's first layers; of a kind of layer that some of its layers are, the same share."""
-    sparse, sliding = (round(kind * layers / model.layers) for kind in (model.sparse_layers, model.sliding_layers))
-    return replace(model, layers=layers, sparse_layers=sparse, sliding_layers=sliding)

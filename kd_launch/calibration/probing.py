@@ -7,7 +7,7 @@ from dataclasses import replace
 from pydantic import TypeAdapter, ValidationError
 
 from kd_launch.architecture import Architecture
-from kd_launch.calibration.predicted import with_layers
+from kd_launch.cost.compute import WIDTH
 from kd_launch.cost.constants import GIB
 from kd_launch.cost.sizes import sizes_of
 from kd_launch.errors import DoesNotFitError, SpecError
@@ -64,9 +64,8 @@ def order_for(spec: Spec, layout: Layout, teacher: Architecture, student: Archit
     Raises:
         SpecError: not even one layer of each has.
     """
-    widths = {"bfloat16": 2, "float16": 2, "float32": 4}
     share = SHARE / 2 if layout.colocated else SHARE
-    teacher_layers = _layers(teacher, widths[spec.teacher.dtype], share * layout.teacher.memory_limit_gib, "teacher")
+    teacher_layers = _layers(teacher, WIDTH[spec.teacher.dtype], share * layout.teacher.memory_limit_gib, "teacher")
     student_layers = _layers(student, TRAINING_BYTES, share * layout.student.memory_limit_gib, "student")
     size, sizes = layout.student.micro_batch_size, sizes_of(student)
     tokens = size * spec.data.sequence_length
@@ -86,7 +85,7 @@ def _bytes(size: int) -> int:
 
 def _layers(model: Architecture, per_parameter: int, limit_gib: float, role: str) -> int:
     for layers in range(min(model.layers, MOST_LAYERS), 0, -1):
-        if per_parameter * with_layers(model, layers).parameters <= limit_gib * GIB:
+        if per_parameter * model.with_layers(layers).parameters <= limit_gib * GIB:
             return layers
     raise SpecError(
         f"{role}.model: not even one of its layers has room beside its embeddings in {limit_gib:.1f} GiB, so that "

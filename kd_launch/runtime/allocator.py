@@ -16,8 +16,6 @@ from kd_launch.plan import Layout
 # Of malloc.h.
 _MMAP_THRESHOLD = -3
 _OWN_PAGES_FROM = 64 * 2**10
-# Whoever sets the threshold keeps glibc from raising it, to 32 MiB in the end.
-_RETURN = {_MMAP_THRESHOLD: _OWN_PAGES_FROM}
 
 
 def gathers_weights(layout: Layout) -> bool:
@@ -30,15 +28,14 @@ def choose_allocation(device: torch.device, layout: Layout) -> None:
     """From now on, until this process ends. Nothing for a GPU, whose tensors torch keeps itself, or where the C library
     is not glibc."""
     if device.type == "cpu" and gathers_weights(layout):
-        _set(_RETURN)
+        _return_freed_memory()
 
 
-def _set(parameters: dict[int, int]) -> None:
-    """Gives back what is free, first."""
+def _return_freed_memory() -> None:
+    """What is free now, and later what is freed; glibc raises the threshold, to 32 MiB in the end, unless it is set."""
     if not sys.platform.startswith("linux"):
         return
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.malloc_trim(0)
-        for parameter, value in parameters.items():
-            libc.mallopt(parameter, value)
+        libc.mallopt(_MMAP_THRESHOLD, _OWN_PAGES_FROM)

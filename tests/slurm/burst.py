@@ -20,7 +20,7 @@ from typing import Any
 
 from kd_launch.run_dir import RunDir
 from tests.slurm.box import Box
-from tests.slurm.machine import command_line, wait_for
+from tests.slurm.machine import command_line, parent_of, wait_for
 from tests.slurm.private_view import PRIVATE
 from tests.slurm.projects import Project, cpu_pool, make_models, told, write_light_project
 from tests.slurm.setup import UID
@@ -115,7 +115,7 @@ class Member:
         wait_for(lambda: self.run.start_record(1).exists(), 120, lambda: f"{self.run.path} does not begin")
         time.sleep(self.lot.seconds / 4)
         pid = int(json.loads(beat.read_text())["pid"])
-        os.kill(pid if self.lot.fate == "kill" else _parent(pid), signal.SIGKILL)
+        os.kill(pid if self.lot.fate == "kill" else parent_of(pid), signal.SIGKILL)
 
     def wrong(self) -> Iterator[str]:
         """Everything in the last status that is not so."""
@@ -201,10 +201,6 @@ def _is_users(path: Path) -> bool:
     with suppress(OSError):
         return path.lstat().st_uid == UID
     return False
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def main() -> int:
