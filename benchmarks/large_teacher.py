@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 2**20
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
+_M_ARENA_MAX = -8  # malloc.h
 WAYS: dict[str, dict[str, int]] = {"whole": {}, "fsdp": {"fsdp": 4}, "tp": {"tp": 4}, "pp": {"pp": 4}}
 
 
@@ -129,14 +129,13 @@ def limit_data(allowance: int) -> None:
     """Lets this process hold `allowance` bytes more than now.
 
     The limit counts the stack of a thread as large as it may become, 8 MiB for each of gloo's two dozen: so these are
-    kept small. And what is freed goes back to the system at once, so that the figures tell of tensors, not of malloc.
+    kept small, and so are the address spaces that malloc sets aside for threads.
     """
     libc, attributes = ctypes.CDLL(None), ctypes.create_string_buffer(64)
     libc.pthread_attr_init(attributes)
     libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(MIB))
     libc.pthread_setattr_default_np(attributes)
     libc.mallopt(_M_ARENA_MAX, 1)
-    libc.mallopt(_M_MMAP_THRESHOLD, 65536)
     lines = Path("/proc/self/status").read_text().splitlines()
     held = next(int(line.split()[1]) for line in lines if line.startswith("VmData:")) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (held + allowance, held + allowance))

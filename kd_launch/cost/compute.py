@@ -209,8 +209,9 @@ def cross_entropy_seconds(device: Device, tokens: float, vocabulary: float, hidd
 
 
 def loss_chunk_rows(tokens: int, vocabulary: int, chunk_mib: float) -> int:
-    """Rows of the loss's chunks: their float32 logits stay at about `chunk_mib` MiB."""
-    return max(1, min(tokens, int(chunk_mib * 2**20 // (4 * vocabulary))))
+    """Rows of the loss's chunks, all about alike: their float32 logits stay within `chunk_mib` MiB."""
+    most = max(1, int(chunk_mib * 2**20 // (4 * vocabulary)))
+    return math.ceil(tokens / math.ceil(tokens / most))
 
 
 def loss_seconds(
@@ -227,6 +228,19 @@ def loss_seconds(
     if teacher_hidden is not None:
         chunk += device.gemm_seconds(rows, vocabulary, teacher_hidden)
     return math.ceil(tokens / rows) * chunk + traffic * tokens * vocabulary / device.bytes_per_s
+
+
+def gradient_sum_seconds(
+    device: Device, local_parameters: float, vocabulary: float, hidden: int, times: int, *, tied: bool
+) -> float:
+    """Memory traffic of what `times` micro-batches of a step do with gradients beside computing them.
+
+    The embedding's is dense and begins as zeros, and tied weights add the head's to it: in every micro-batch. All but
+    the first are read, added in float32 to what a rank keeps, and written.
+    """
+    embedding = device.width * vocabulary * hidden * (4 if tied else 1)
+    kept = (device.width + 8.0) * local_parameters
+    return (times * embedding + (times - 1) * kept) / device.bytes_per_s
 
 
 def optimizer_seconds(device: Device, local_parameters: float, engine: Engine) -> float:

@@ -8,6 +8,7 @@ from kd_launch.cost.compute import (
     Device,
     LayerSeconds,
     floors,
+    gradient_sum_seconds,
     head_seconds,
     layer_seconds,
     loss_chunk_rows,
@@ -135,13 +136,21 @@ def student_seconds(
     layer = pass_seconds(trained, split, tokens)
     step = step_seconds(trained, split, tokens, accumulation, loss)
     layers = accumulation * setting.student.layers
+    sums = _gradient_sums(setting, trained.device, degrees, accumulation)
     return StudentSeconds(
         forward=layers * layer.forward,
-        backward=layers * layer.backward,
+        backward=layers * layer.backward + trained.engine.compute_factor * sums,
         loss=accumulation * loss,
         communication=step.data_parallel,
         optimizer=step.optimizer + step.overhead,
     )
+
+
+def _gradient_sums(setting: Setting, device: Device, degrees: StudentDegrees, accumulation: int) -> float:
+    """With shards, a micro-batch's gradients are reduced before they are added."""
+    student = setting.student
+    local = setting.student_sizes.all / degrees.fsdp
+    return gradient_sum_seconds(device, local, student.vocabulary, student.hidden, accumulation, tied=student.tied)
 
 
 def student_split(degrees: StudentDegrees, block: int) -> Split:

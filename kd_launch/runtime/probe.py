@@ -161,7 +161,8 @@ def _update(bench: Bench, model: PreTrainedModel) -> Sample:
 
 
 def _pass(model: PreTrainedModel, batch: MicroBatch) -> None:
-    """Without the loss; gradients are summed up, as over the micro-batches of a step."""
+    """Without the loss, and without adding gradients to those of an earlier micro-batch."""
+    model.zero_grad()
     hidden = last_hidden_states(model.base_model, batch)
     hidden.backward(torch.full_like(hidden, 1e-3))  # type: ignore[no-untyped-call]
 
@@ -181,6 +182,7 @@ def _loss(bench: Bench, head: Head, batch: MicroBatch, vocabulary: int) -> Calla
     inputs = LossInputs(signal, batch.labels, rule, 1e-3, student_head, False, compare)
 
     def work() -> None:
+        hidden.grad = weight.grad = None
         loss, _ = ChunkedLoss.apply(hidden, weight, None, inputs)  # type: ignore[no-untyped-call]
         loss.backward()
 

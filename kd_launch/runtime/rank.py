@@ -51,6 +51,7 @@ class Task:
 def run_rank(task: Task, make_optimizer: MakeOptimizer | None = None) -> None:
     """Joins the world, does this rank's part of the run, and leaves."""
     run, run_dir, progress = task.run, task.run_dir, task.progress
+    choose_allocation(run.layout)
     disable_progress_bar()  # a log of many ranks is no terminal
     progress.enter("joining")
     timeout = run.cluster.heartbeat_timeout_s
@@ -116,7 +117,6 @@ def _run_teacher(
     world: World, run: RunPlan, batches: Batches, form: PayloadForm, progress: Progress, begin: int
 ) -> None:  # fmt: skip
     teacher = load_frozen_teacher(world, run, form)
-    choose_allocation(world.device, run.layout)
     progress.total = batches.schedule.items_per_teacher
     progress.enter("training")
     teach(world, run, batches, teacher, form, progress, begin)
@@ -138,7 +138,6 @@ def _run_student(
     if world.is_first_student:
         write_json(run_dir.start_record(world.attempt), {"time": time.time(), "attempt": world.attempt, "step": begin})
     parting.keep(learner.gate, learner.saver, trainer.state)
-    choose_allocation(world.device, run.layout)
     progress.enter("training")
     trainer.train(metrics)
     trainer.save_last()

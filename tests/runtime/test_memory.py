@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,31 +98,24 @@ print(json.dumps({
 ALLOCATION = (
     PEAK
     + """
-import resource
 from kd_launch.runtime.allocator import choose_allocation
 from tests.runtime.harness import make_layout
-layouts = [make_layout(teachers=2, replicas=2, colocated=True, micro_batch=1, accumulation=1, split={"fsdp": n})
-           for n in (1, 2)]
+fsdp = int(sys.argv[1])
+choose_allocation(make_layout(teachers=2, replicas=2, colocated=True, micro_batch=1, accumulation=1, split={"fsdp": fsdp}))
 
-def step():
-    a = torch.ones(12, 2**20)
-    b = torch.ones(3, 2**20)
-    del a
-    c = torch.ones(9, 2**20)
+def huge():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages:")) * 1024
 
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def freed(number, mib, keep):
+    before = anon()
+    pairs = [(torch.ones(mib * 2**18), torch.ones(256)) for _ in range(number)]
+    kept = [small for _, small in pairs] if keep else []
+    held, large = anon() - before, huge()
+    del pairs
+    return {"held": held, "huge": large, "left": anon() - before}
 
-faults()  # until there is a place for each
-before = faults()
-choose_allocation(torch.device("cpu"), layouts[0])
-whole = faults()
-choose_allocation(torch.device("cpu"), layouts[1])
-split = faults()
-print(json.dumps({"before": before, "whole": whole, "split": split}))
+print(json.dumps({"large": freed(4, 16, False), "between": freed(64, 1, True)}))
 """
 )
 
@@ -129,9 +123,9 @@ print(json.dumps({"before": before, "whole": whole, "split": split}))
 WORKSPACE = 16 * 2**20
 
 
-def run(script: str, *arguments: str, **variables: str) -> dict[str, int]:
+def run(script: str, *arguments: str) -> dict[str, Any]:
     # A malloc arena per thread and its thresholds would blur the figure.
-    environment = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", **variables}
+    environment = {"OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env=environment, timeout=300
     )
@@ -160,8 +154,17 @@ def test_a_teacher_holds_its_weights_once(tmp_path: Path, dtype: str) -> None:
     assert figures["peak"] <= 1.15 * figures["weights"] + WORKSPACE
 
 
-def test_freed_memory_is_returned_where_the_teacher_is_cut_over_ranks() -> None:
-    figures = run(ALLOCATION, MALLOC_MMAP_THRESHOLD_="268435456", MALLOC_TRIM_THRESHOLD_="1073741824")
-    pages_of_a_step = 24 * 2**22 // 4096
-    assert figures["whole"] < figures["before"] + pages_of_a_step / 10
-    assert figures["split"] > figures["whole"] + pages_of_a_step  # what that costs
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_large_tensors_lie_on_huge_pages_and_go_back_when_they_are_freed(fsdp: int) -> None:
+    large = run(ALLOCATION, str(fsdp))["large"]
+    assert large["held"] >= 64 * 2**20
+    assert large["left"] < 4 * 2**20
+    if "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        assert large["huge"] > 0.8 * large["held"]
+
+
+def test_where_a_teacher_is_cut_smaller_ones_leave_no_holes_either() -> None:
+    whole, cut = (run(ALLOCATION, fsdp)["between"] for fsdp in ("1", "2"))
+    assert whole["held"] >= 64 * 2**20 <= cut["held"]
+    assert cut["left"] < 4 * 2**20
+    assert whole["left"] > 16 * 2**20  # kept: that is faster
