@@ -1,8 +1,8 @@
 """How a rank's memory on the host is had and given back, where the C library is glibc.
 
 A fault costs about as much for a huge page as for a small one, which holds 512 times less, and a step of training
-touches gigabytes anew: measured on CPU ranks, it takes 1.2 to 1.5 times as long on small pages. Torch asks for huge ones
-where a variable says so.
+touches gigabytes anew: measured on CPU ranks, it takes 1.2 times as long on small pages. Torch asks for huge ones where
+a variable says so.
 
 Tensors that are large enough for that get mappings of their own, and leave no holes in the heap when they are freed.
 Where a teacher is cut over ranks, all but the smallest do: layers are gathered and freed between small things that
@@ -35,7 +35,8 @@ def is_cut(layout: Layout) -> bool:
 
 
 def choose_allocation(layout: Layout) -> None:
-    """From now on, until this process ends, which must not have made a tensor yet. Its environment has the last word."""
+    """From now on, until this process ends, which must not have made a tensor yet; where torch's variable is set, that
+    holds."""
     os.environ.setdefault(_HUGE_PAGES, "1")
     if not sys.platform.startswith("linux"):
         return

@@ -100,8 +100,8 @@ ALLOCATION = (
     + """
 from kd_launch.runtime.allocator import choose_allocation
 from tests.runtime.harness import make_layout
-fsdp = int(sys.argv[1])
-choose_allocation(make_layout(teachers=2, replicas=2, colocated=True, micro_batch=1, accumulation=1, split={"fsdp": fsdp}))
+split = {"fsdp": int(sys.argv[1])}
+choose_allocation(make_layout(teachers=2, replicas=2, colocated=True, micro_batch=1, accumulation=1, split=split))
 
 def huge():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
