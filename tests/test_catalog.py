@@ -110,8 +110,8 @@ def test_a_cpu_is_counted_by_core_and_its_memory_is_the_pools() -> None:
     cpu = catalog.find_gpu("CPU")
     assert cpu.per_core
     assert cpu.memory_gb is None
-    assert cpu.peak_flops_per_s("float32") == 45e9
-    assert cpu.peak_flops_per_s("bfloat16") == pytest.approx(45e9 / 3, rel=0.01)
+    assert cpu.peak_flops_per_s("float32") == 60e9
+    assert cpu.peak_flops_per_s("bfloat16") == pytest.approx(60e9 / 4, rel=0.01)
 
 
 @pytest.mark.parametrize(

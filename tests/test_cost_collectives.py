@@ -78,3 +78,10 @@ def test_faster_links_are_never_slower(size, nodes, slow, gain, kind):
     before = fabric(inter_node_gb_per_s=slow, intra_node_gb_per_s=slow)
     after = fabric(inter_node_gb_per_s=slow * gain, intra_node_gb_per_s=slow * gain)
     assert after.seconds(kind, size, group) <= before.seconds(kind, size, group)
+
+
+def test_a_ring_of_processes_on_cpu_cores_wakes_one_after_the_other():
+    ring = fabric(gpu="CPU", gpus_per_node=4, cpus_per_node=4)
+    two, four = (ring.seconds(Collective.ALL_REDUCE, 8, Group(ranks, ranks)) for ranks in (2, 4))
+    assert 0.5e-3 < two < 1.5e-3
+    assert 2e-3 < four < 6e-3

@@ -4,7 +4,16 @@ import pytest
 from plan_cases import LLAMA_8B, local, model, pool, slurm
 
 from kd_launch.catalog import find_engine, find_gpu
-from kd_launch.cost.compute import device_of, floors, layer_seconds, loss_chunk_rows, loss_seconds, optimizer_seconds
+from kd_launch.cost.compute import (
+    device_of,
+    floors,
+    gradient_sum_seconds,
+    layer_seconds,
+    loss_chunk_rows,
+    loss_seconds,
+    most_loss_rows,
+    optimizer_seconds,
+)
 from kd_launch.cost.constants import load_constants
 
 TIME = load_constants().time
@@ -43,14 +52,14 @@ def test_layers_cost_their_flops():
     # on CPU cores neither knees nor tensor sizes matter, so that the products' time is FLOPs over speed
     seconds = layer_seconds(cpu(), LLAMA_8B, 4096, 4096, tp=1)
     flops = LLAMA_8B.forward_flops_per_token(4096, with_head=False) * 4096 / LLAMA_8B.layers
-    assert seconds.gemms + seconds.attention == pytest.approx(flops / 45e9, rel=0.01)
+    assert seconds.gemms + seconds.attention == pytest.approx(flops / cpu().flops_per_s, rel=0.01)
 
 
 def test_experts_cost_their_active_flops():
     mixtral = model("mistralai/Mixtral-8x7B-v0.1")
     seconds = layer_seconds(cpu(), mixtral, 4096, 4096, tp=1)
     flops = mixtral.forward_flops_per_token(4096, with_head=False) * 4096 / mixtral.layers
-    assert seconds.gemms + seconds.attention == pytest.approx(flops / 45e9, rel=0.02)
+    assert seconds.gemms + seconds.attention == pytest.approx(flops / cpu().flops_per_s, rel=0.02)
 
 
 def test_backward_is_twice_the_products_and_no_layer_beats_its_floor():
@@ -74,9 +83,9 @@ def test_compiled_layers_start_faster():
 
 
 def test_chunk_rows_keep_the_logits_within_the_chunk():
-    assert loss_chunk_rows(100_000, 151936, 64) == 64 * 2**20 // (4 * 151936) == 110
-    assert loss_chunk_rows(10, 151936, 64) == 10
-    assert loss_chunk_rows(10, 10**9, 64) == 1
+    assert most_loss_rows(100_000, 151936, 64) == 64 * 2**20 // (4 * 151936) == 110
+    assert most_loss_rows(10, 151936, 64) == 10
+    assert most_loss_rows(10, 10**9, 64) == 1
 
 
 def test_loss_time_is_three_products_and_traffic_and_one_more_for_hidden_states():
@@ -108,3 +117,25 @@ def test_processes_share_the_cores():
 def test_unknown_dtype_speed_gives_no_device():
     described = slurm(pool(gpu="V100-SXM-32")).pools[0]
     assert device_of(described, find_gpu("V100-SXM-32"), "bfloat16", TIME) is None
+
+
+def test_without_sequence_parallelism_every_rank_computes_what_is_as_wide_as_the_hidden_states():
+    split, whole, alone = (
+        layer_seconds(device(), LLAMA_8B, 8192, 4096, tp=tp, splits_sequence=splits)
+        for tp, splits in ((4, True), (4, False), (1, False))
+    )
+    assert split.gemms == whole.gemms
+    assert split.elementwise < whole.elementwise < alone.elementwise
+
+
+def test_chunks_are_about_alike():
+    # 150 rows fit, 200 tokens are there: two chunks of 100
+    assert loss_chunk_rows(200, 1000, 150 * 4000 / 2**20) == 100
+
+
+def test_sums_of_gradients_cost_their_traffic():
+    speed = 3.35e12 * 0.8
+    once, twice = (gradient_sum_seconds(device(), 1e9, 1000, 100, times, tied=False) for times in (1, 2))
+    assert once == pytest.approx(2 * 1000 * 100 / speed)
+    assert twice - once == pytest.approx((10e9 + 2 * 1000 * 100) / speed)
+    assert gradient_sum_seconds(device(), 1e9, 1000, 100, 1, tied=True) == pytest.approx(4 * once)

@@ -48,6 +48,8 @@ class Fabric:
     network: float
     """Between nodes, of a whole node."""
     latency_s: float
+    ring_hop_s: float
+    """Of each of the 2 (ranks - 1) hops of a ring, beside the latency: 0 where devices pass on by themselves."""
     pair_latency_s: float
     hop_s: float
     ramp_inside_s: float
@@ -70,11 +72,12 @@ class Fabric:
         traffic = collective.traffic(group.ranks) * size
         inside = min(group.ranks, group.per_node)
         seconds = self.ramp_inside_s + traffic / self.bus[collective][inside] if inside > 1 else 0.0
+        start = self.latency_s + 2 * (group.ranks - 1) * self.ring_hop_s
         if group.nodes == 1:
-            return self.latency_s + seconds
+            return start + seconds
         # every node takes in and sends out what the others hold, through its share of the adapters
         between = self.ramp_between_s + traffic * group.peers / self.network
-        return self.latency_s + 2 * self.hop_s * math.log2(group.nodes) + max(seconds, between)
+        return start + 2 * self.hop_s * math.log2(group.nodes) + max(seconds, between)
 
     def message_seconds(self, size: float, *, between_nodes: bool, senders_per_node: int = 1) -> float:
         """Of one point-to-point message of `size` bytes, when that many ranks of a node send at once."""
@@ -99,6 +102,7 @@ def fabric_of(pool: Pool, gpu: Gpu, constants: LinkConstants) -> Fabric:
         pair=GB * scale * constants.efficiency * (gpu.pair_gb_per_s or gpu.link_gb_per_s),
         network=GB * constants.efficiency * network,
         latency_s=MICRO * latency_us,
+        ring_hop_s=MICRO * constants.cpu_hop_us if pool.is_cpu else 0.0,
         pair_latency_s=MICRO * (constants.cpu_us if pool.is_cpu else constants.pair_us),
         hop_s=MICRO * constants.hop_us,
         ramp_inside_s=MICRO * constants.ramp_inside_us,

@@ -128,10 +128,12 @@ def layer_seconds(
     attention: Attention = "flash",
     attention_speed: float = 1.0,
     compiled: bool = False,
+    splits_sequence: bool = True,
 ) -> LayerSeconds:
     """One layer's forward of `tokens` tokens in sequences of `sequence_length`, split over `tp` ranks.
 
-    What is as wide as the hidden states is split along the sequence (sequence parallelism).
+    splits_sequence: what is as wide as the hidden states is split along the sequence (sequence parallelism); else every
+    rank computes all of it.
     """
     sparse = model.sparse_layers / model.layers
     queries, keys = model.heads * model.head_dim / tp, model.kv_heads * model.head_dim / tp
@@ -141,17 +143,23 @@ def layer_seconds(
     gemms += sparse * _experts_seconds(device, model, tokens, tp) if sparse else 0.0
     kernel = 1 / attention_speed if attention == "flash" else None
     scores, scores_backward = _attention_seconds(device, model, tokens / tp, sequence_length, kernel)
-    traffic = _elementwise_bytes(device, model, tokens / tp, compiled=compiled)
+    whole = 1 if splits_sequence else tp
+    traffic = _elementwise_bytes(device, model, tokens / tp, whole, compiled=compiled)
     kernels = device.constants.elementwise_kernels * device.kernel_s
     return LayerSeconds(gemms, scores, scores_backward, traffic / device.bytes_per_s + kernels)
 
 
-def _elementwise_bytes(device: Device, model: Architecture, tokens: float, *, compiled: bool) -> float:
-    """Memory traffic of norms, activations and residuals, forward; compiled: fewer passes over the same tensors."""
+def _elementwise_bytes(
+    device: Device, model: Architecture, tokens: float, whole: int, *, compiled: bool
+) -> float:  # fmt: skip
+    """Memory traffic of norms, activations and residuals, forward; compiled: fewer passes over the same tensors.
+
+    whole: times as many tokens where the tensor is as wide as the hidden states.
+    """
     sparse = model.sparse_layers / model.layers
     width = (1 - sparse) * model.intermediate + sparse * _active_width(model)
     heads = (model.heads + 2 * model.kv_heads) * model.head_dim
-    numbers = 16 * model.hidden + (6 if model.gated_mlp else 4) * width + 4 * heads
+    numbers = 16 * model.hidden * whole + (6 if model.gated_mlp else 4) * width + 4 * heads
     constants = device.constants
     passes = constants.compiled_traffic if compiled else 1.0
     traffic = device.width * numbers * passes
@@ -208,10 +216,14 @@ def cross_entropy_seconds(device: Device, tokens: float, vocabulary: float, hidd
     return 3 * head_seconds(device, tokens, vocabulary, hidden) + traffic * tokens * vocabulary / device.bytes_per_s
 
 
+def most_loss_rows(tokens: int, vocabulary: int, chunk_mib: float) -> int:
+    """Rows of a chunk of the loss, at most: their float32 logits stay within `chunk_mib` MiB."""
+    return max(1, min(tokens, int(chunk_mib * 2**20 // (4 * vocabulary))))
+
+
 def loss_chunk_rows(tokens: int, vocabulary: int, chunk_mib: float) -> int:
-    """Rows of the loss's chunks, all about alike: their float32 logits stay within `chunk_mib` MiB."""
-    most = max(1, int(chunk_mib * 2**20 // (4 * vocabulary)))
-    return math.ceil(tokens / math.ceil(tokens / most))
+    """Rows of the chunks, which are about alike."""
+    return math.ceil(tokens / math.ceil(tokens / most_loss_rows(tokens, vocabulary, chunk_mib)))
 
 
 def loss_seconds(

@@ -57,6 +57,7 @@ class LinkConstants:
     hop_us: float
     pair_us: float
     cpu_us: float
+    cpu_hop_us: float
     cpu_copies: float
     efficiency: float
     network_gb_per_s: float

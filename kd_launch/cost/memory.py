@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from kd_launch.cost.activations import activation_factor, saved_of
-from kd_launch.cost.compute import loss_chunk_rows
+from kd_launch.cost.compute import most_loss_rows
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
 from kd_launch.cost.sizes import Sizes
 from kd_launch.plan import Payload
@@ -103,7 +103,7 @@ def _activations(setting: Setting, degrees: StudentDegrees, tokens: int) -> floa
 def loss_buffer_bytes(setting: Setting, site: Site, tokens: int) -> float:
     """Products of one chunk of rows, and float32 logits of its blocks; they do not grow with the tokens beyond it."""
     memory = setting.constants.memory
-    chunk = loss_chunk_rows(tokens, setting.vocabulary, site.loss_chunk_mib)
-    block = loss_chunk_rows(tokens, setting.vocabulary, site.loss_block_mib)
+    chunk = most_loss_rows(tokens, setting.vocabulary, site.loss_chunk_mib)
+    block = most_loss_rows(tokens, setting.vocabulary, site.loss_block_mib)
     per_entry = memory.loss_chunk_buffers * setting.student_width * chunk + memory.loss_block_buffers * 4.0 * block
     return per_entry * setting.vocabulary

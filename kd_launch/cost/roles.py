@@ -118,6 +118,7 @@ def _layer(setting: Setting, device: Device, tokens: float, sequence: int, tp: i
         attention=setting.attention,
         attention_speed=setting.engine.attention_speed,
         compiled=setting.compiled,
+        splits_sequence=False,
     )
 
 
