@@ -94,21 +94,13 @@ def planned(spec: Path, settings: Sequence[str] = ()) -> Layout | None:
         return None
 
 
-def calibrate(spec: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "kd_launch.cli", "calibrate", str(spec), "--run-dir", str(folder / "probe")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run_command(command: str, *arguments: str) -> str:
+    """What a command of ours prints; all ends where it fails."""
+    words = [sys.executable, "-m", "kd_launch.cli", command, *arguments]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"calibrate failed with exit code {done.returncode}:\n{done.stderr[-3000:]}")
-    print(done.stdout)
-
-
-def submit(spec: Path, folder: Path) -> RunPlan:
-    """A run as a user starts it; what its ranks read."""
-    command = [sys.executable, "-m", "kd_launch.cli", "submit", str(spec), "--wait", "--run-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"submit failed with exit code {done.returncode}:\n{done.stderr[-3000:]}")
-    return read_run_plan(folder / "plan.json")
+        sys.exit(f"{command} failed with exit code {done.returncode}:\n{done.stderr[-3000:]}")
+    return done.stdout
 
 
 def step_seconds(run_dir: RunDir) -> float:
@@ -133,7 +125,7 @@ def run_pair(name: str, folder: Path, steps: int, seconds: float) -> list[Run]:
         folder, steps=steps, vocabulary=WHOLE["vocab_size"], teacher=shape(*teacher), student=shape(*student)
     )
     spec = write_spec(material, processes=PROCESSES, cores=len(os.sched_getaffinity(0)))
-    calibrate(spec, folder)
+    print(run_command("calibrate", str(spec), "--run-dir", str(folder / "probe")))
     chosen = planned(spec)
     assert chosen is not None
     ways = {words(chosen): (chosen, ())}
@@ -144,7 +136,8 @@ def run_pair(name: str, folder: Path, steps: int, seconds: float) -> list[Run]:
     found: list[Run] = []
     order = sorted(ways.values(), key=lambda way: way[0].step_seconds.p50)
     order.sort(key=lambda way: way[0] != chosen)
-    like = submit(spec, folder / "submitted")
+    run_command("submit", str(spec), "--wait", "--run-dir", str(folder / "submitted"))
+    like = read_run_plan(folder / "submitted" / "plan.json")
     for number, (layout, settings) in enumerate(order):
         if number and time.monotonic() > end:
             print(f"{len(order) - number} slower layouts of {len(order)} are left out: the time is spent")

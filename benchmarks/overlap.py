@@ -1,6 +1,6 @@
 """Teacher and student at the same time, against each side alone.
 
-    python -m benchmarks.overlap [--steps 12] [--rounds 2] [--small]
+    python -m benchmarks.overlap [--steps 12] [--rounds 2]
 
 Three disjoint runs of one teacher and one student process, with the same payload: of both models; of the student with
 a teacher of one narrow layer, which never keeps it waiting; and of the teacher with such a student. Rounds take turns,
@@ -13,24 +13,21 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.material import STUDENT, TEACHER, Material, make_material, small_material, write_spec
+from benchmarks.material import STUDENT, TEACHER, Material, make_material, write_spec
 from benchmarks.measuring import Figures, best, keep, show, submit
 
 NARROW = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
 
 
-def materials(place: Path, steps: int, small: bool) -> dict[str, Material]:
+SHAPES = {"both": (TEACHER, STUDENT), "student alone": (NARROW, STUDENT), "teacher alone": (TEACHER, NARROW)}
+
+
+def materials(place: Path, steps: int) -> dict[str, Material]:
     """Of each run, in folders of their own."""
-    made = {}
-    for name, shapes in {
-        "both": (TEACHER, STUDENT), "student alone": (NARROW, STUDENT), "teacher alone": (TEACHER, NARROW)
-    }.items():  # fmt: skip
-        folder = place / name.replace(" ", "-")
-        if small:
-            made[name] = small_material(folder, steps=steps)
-        else:
-            made[name] = make_material(folder, steps=steps, teacher=shapes[0], student=shapes[1])
-    return made
+    return {
+        name: make_material(place / name.replace(" ", "-"), steps=steps, teacher=teacher, student=student)
+        for name, (teacher, student) in SHAPES.items()
+    }
 
 
 def run(name: str, material: Material, folder: Path) -> Figures:
@@ -46,11 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--small", action="store_true", help="models of 1M parameters, no narrow ones: to try it")
     asked = parser.parse_args()
     found: dict[str, list[Figures]] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-        made = materials(Path(place), asked.steps, asked.small)
+        made = materials(Path(place), asked.steps)
         for number in range(asked.rounds):
             for name, material in made.items():
                 found.setdefault(name, []).append(run(name, material, Path(place) / f"{name[:7]}-{number}"))

@@ -75,6 +75,11 @@ class RoleLayout(BaseModel):
         """Ranks, or groups of tp * pp ranks, that each work on micro-batches of their own."""
         return self.replicas * self.fsdp
 
+    @property
+    def is_split(self) -> bool:
+        """Whether no rank holds the whole model by itself."""
+        return self.fsdp * self.tp * self.pp > 1
+
 
 class Layout(BaseModel):
     """Both roles on a cluster, with what the cost model predicts."""

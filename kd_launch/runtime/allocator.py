@@ -28,12 +28,6 @@ _OWN_PAGES_OF_A_PART = 64 * 2**10
 _KEPT = 64 * 2**20
 
 
-def is_cut(layout: Layout) -> bool:
-    """Whether teacher ranks hold shards of layers that they make whole for a moment, or are cut to hold little."""
-    teacher = layout.teacher
-    return teacher.fsdp * teacher.tp * teacher.pp > 1
-
-
 def choose_allocation(layout: Layout) -> None:
     """From now on, until this process ends, which must not have made a tensor yet; where torch's variable is set, that
     holds."""
@@ -42,7 +36,7 @@ def choose_allocation(layout: Layout) -> None:
         return
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        if is_cut(layout):
+        if layout.teacher.is_split:
             libc.mallopt(_MMAP_THRESHOLD, _OWN_PAGES_OF_A_PART)
         else:
             libc.mallopt(_MMAP_THRESHOLD, _HUGE)

@@ -79,8 +79,7 @@ def objective(run: RunPlan) -> Objective:
 
 def load_frozen_teacher(world: World, run: RunPlan, form: PayloadForm) -> Teacher:
     """This rank's part of the teacher."""
-    layout = run.layout.teacher
-    if layout.fsdp * layout.tp * layout.pp == 1:
+    if not run.layout.teacher.is_split:
         return FrozenTeacher(load_teacher(run.spec.teacher, world.device), form)
     assert world.teacher is not None
     return load_stage(run, form, world.teacher, world.device)
