@@ -196,7 +196,7 @@ class Bench:
         self.root, self.record, self.run_dir = root, root / "record", root / "runs" / "a run"
         self.record.mkdir()
         (self.run_dir / "logs").mkdir(parents=True)
-        self._program("srun", f'exec {shlex.quote(sys.executable)} -IS {HERE / "fake_srun.py"} "$@"')
+        self._program("srun", f'exec {shlex.quote(sys.executable)} -IS {shlex.quote(str(HERE / "fake_srun.py"))} "$@"')
         self._program("module", 'echo "module $*" >>"$FAKE_RECORD/modules"')
         self._program("apptainer", 'printf "%s\\0" "$@" >"$FAKE_RECORD/apptainer"; shift 4; exec "$@"')
         self.python = str(self.rank_program(self.root))

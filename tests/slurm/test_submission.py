@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ def test_a_caller_inside_another_job_leaks_nothing(place: Pretended) -> None:
     line = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
     exports = "".join(f"export {name}='{value}'\n" for name, value in strange.items())
     python = place.box.ask("sh", "-c", "command -v python").strip()
-    place.project.write("kd-launch", f'#!/bin/sh\nexec {python} -m kd_launch.cli "$@"\n').chmod(0o755)
+    place.project.write("kd-launch", f'#!/bin/sh\nexec {shlex.quote(python)} -m kd_launch.cli "$@"\n').chmod(0o755)
     outer = place.project.write("outer.sh", f"#!/bin/bash\n{exports}{line}\n")
     job = place.box.sbatch("--partition=cpu", "--nodes=1", "--mem=500", str(outer), cwd=place.folder)
     ended = place.box.wait_for_job(job, timeout=120)
