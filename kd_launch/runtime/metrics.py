@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections import deque
 from pathlib import Path
 
@@ -16,7 +17,8 @@ MOST_WAITING = 10_000
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, each line in one write, so that a reader never sees half of two.
 
-    A line that cannot be written waits for the next one: a full disk stops no training.
+    A line that cannot be written waits for the next one: a full disk stops no training. The training thread writes
+    while the thread that saves a checkpoint syncs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,10 +26,12 @@ class MetricsFile:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
         self._fails = False
+        self._writing = threading.Lock()
         _drop_torn_line(self._descriptor)
 
     def write(self, line: dict[str, object]) -> None:
-        self._waiting.append((json.dumps(line) + "\n").encode())
+        with self._writing:
+            self._waiting.append((json.dumps(line) + "\n").encode())
         try:
             self._write_waiting()
         except OSError as error:
@@ -44,14 +48,15 @@ class MetricsFile:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def _write_waiting(self) -> None:
-        while self._waiting:
-            line = self._waiting[0]
-            written = os.write(self._descriptor, line)
-            if written < len(line):  # the disk is full now
-                self._waiting[0] = line[written:]
-                continue
-            self._waiting.popleft()
-        self._fails = False
+        with self._writing:
+            while self._waiting:
+                line = self._waiting[0]
+                written = os.write(self._descriptor, line)
+                if written < len(line):  # the disk is full now
+                    self._waiting[0] = line[written:]
+                    continue
+                self._waiting.popleft()
+            self._fails = False
 
 
 def _drop_torn_line(descriptor: int) -> None:

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,22 @@ def test_lines_wait_while_the_disk_is_full_and_a_torn_one_is_dropped(
     assert capsys.readouterr().err.count("its lines wait, and the training goes on") == 1
     metrics.write({"step": 4})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def test_each_line_is_written_once_while_a_checkpoint_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    write_ = os.write
+
+    def slow(descriptor: int, data: bytes) -> int:
+        time.sleep(0.001)  # the other thread comes in between
+        return write_(descriptor, data)
+
+    monkeypatch.setattr(os, "write", slow)
+    steps = range(100)
+    with ThreadPoolExecutor(1) as saver:
+        syncs = [saver.submit(metrics.sync) for _ in steps]
+        for step in steps:
+            metrics.write({"step": step})
+    for sync in syncs:
+        sync.result()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == list(steps)
