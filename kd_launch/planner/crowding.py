@@ -1,4 +1,4 @@
-"""Ranks on CPU cores that they share: a step takes as long as the cores of a node have work to do."""
+"""Ranks on CPU cores that they share: all that have work at a time get alike of them."""
 
 from kd_launch.cost.setting import Site
 from kd_launch.planner.allocations import Allocation
@@ -7,14 +7,32 @@ from kd_launch.planner.allocations import Allocation
 def crowded_seconds(
     sites: dict[str, Site], allocation: Allocation, teacher: float, student: float, transport: float
 ) -> float:
-    """What no step undercuts, given the seconds of each role on cores of its own; 0 where every rank has its own.
+    """What no step undercuts, given the seconds of each role on cores of its own.
 
-    A rank that waits leaves its cores to others: only the sum of the work counts. Both ends of a message copy it.
+    A rank that waits leaves its cores to others. Both ends of a message copy it, in threads beside those that compute.
     """
     of_teacher, of_student = (sites[share.pool] for share in (allocation.teacher, allocation.student))
-    per_node = allocation.teacher.per_node, allocation.student.per_node
+    teachers, students = allocation.teacher.per_node, allocation.student.per_node
     if allocation.placement == "colocated":
-        return of_student.crowding * per_node[1] * (teacher + student)
-    if allocation.shares_nodes:
-        return of_student.crowding * (per_node[0] * teacher + per_node[1] * student + 2 * transport)
-    return max(of_teacher.crowding * per_node[0] * teacher, of_student.crowding * per_node[1] * student)
+        return fair_seconds(of_student.crowding, (students, teacher + student))
+    if not allocation.shares_nodes:
+        alone = fair_seconds(of_teacher.crowding, (teachers, teacher))
+        return max(alone, fair_seconds(of_student.crowding, (students, student)))
+    copies = 2 * min(teachers, students), transport
+    return fair_seconds(of_student.crowding, (teachers, teacher), (students, student), copies)
+
+
+def fair_seconds(crowding: float, *works: tuple[int, float]) -> float:
+    """Until all of a node are through, each kind given as (ranks, seconds of work of each).
+
+    crowding: share of the node's cores that one uses. While those that still work would use more than there are, all
+    are slowed alike, as Linux's scheduler does: the one with the most work gets no more of them than others.
+
+    >>> fair_seconds(0.5, (1, 4.0), (2, 1.0))  # three on two cores for 1.5 s, and then one on its own
+    4.5
+    """
+    seconds, done, left = 0.0, 0.0, sum(ranks for ranks, _ in works)
+    for ranks, work in sorted(works, key=lambda kind: kind[1]):
+        seconds += (work - done) * max(1.0, crowding * left)
+        done, left = work, left - ranks
+    return seconds
