@@ -5,9 +5,9 @@ touches gigabytes anew: measured on CPU ranks, it takes 1.2 times as long on sma
 a variable says so.
 
 Tensors that are large enough for that get mappings of their own, and leave no holes in the heap when they are freed.
-Where a teacher is cut over ranks, all but the smallest do: layers are gathered and freed between small things that
-stay, and memory that is kept falls into holes that none of the next layers fits: measured, seven times what the plan
-says. There memory counts more than time.
+Smaller ones come from the heap, which keeps what is freed: to have it again costs no faults, without which a step takes
+half the time. Not so where a rank gathers a teacher's layers: between small things that stay, what they leave are holes
+that none of the next layers fits: measured, seven times what the plan says. There memory counts more than time.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import os
 import sys
 from contextlib import suppress
 
-from kd_launch.plan import Layout
+from kd_launch.plan import Layout, Role
 
 # Of malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -23,21 +23,21 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # Of torch: tensors of 2 MiB and more lie on pages that Linux may make huge. It is read at the first tensor.
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 _HUGE = 2 * 2**20
-_OWN_PAGES_OF_A_PART = 64 * 2**10
+_WHERE_LAYERS_ARE_GATHERED = 64 * 2**10
 # Free memory at the heap's end that stays: the small tensors of a step.
 _KEPT = 64 * 2**20
 
 
-def choose_allocation(layout: Layout) -> None:
-    """From now on, until this process ends, which must not have made a tensor yet; where torch's variable is set, that
+def choose_allocation(layout: Layout, role: Role) -> None:
+    """Of a rank, until its process ends, which must not have made a tensor yet; where torch's variable is set, that
     holds."""
     os.environ.setdefault(_HUGE_PAGES, "1")
     if not sys.platform.startswith("linux"):
         return
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        if layout.teacher.is_split:
-            libc.mallopt(_MMAP_THRESHOLD, _OWN_PAGES_OF_A_PART)
+        if layout.teacher.fsdp > 1 and role is not Role.STUDENT:
+            libc.mallopt(_MMAP_THRESHOLD, _WHERE_LAYERS_ARE_GATHERED)
         else:
             libc.mallopt(_MMAP_THRESHOLD, _HUGE)
             libc.mallopt(_TRIM_THRESHOLD, _KEPT)

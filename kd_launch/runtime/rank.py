@@ -51,7 +51,7 @@ class Task:
 def run_rank(task: Task, make_optimizer: MakeOptimizer | None = None) -> None:
     """Joins the world, does this rank's part of the run, and leaves."""
     run, run_dir, progress = task.run, task.run_dir, task.progress
-    choose_allocation(run.layout)
+    choose_allocation(run.layout, task.role)
     disable_progress_bar()  # a log of many ranks is no terminal
     progress.enter("joining")
     timeout = run.cluster.heartbeat_timeout_s

@@ -98,10 +98,11 @@ print(json.dumps({
 ALLOCATION = (
     PEAK
     + """
+from kd_launch.plan import Role
 from kd_launch.runtime.allocator import choose_allocation
 from tests.runtime.harness import make_layout
-split = {"fsdp": int(sys.argv[1])}
-choose_allocation(make_layout(teachers=2, replicas=2, colocated=True, micro_batch=1, accumulation=1, split=split))
+split, role = {sys.argv[1]: 2}, Role(sys.argv[2])
+choose_allocation(make_layout(teachers=2, replicas=2, micro_batch=1, accumulation=1, split=split), role)
 
 def huge():
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -155,17 +156,18 @@ def test_a_teacher_holds_its_weights_once(tmp_path: Path, dtype: str) -> None:
     assert figures["peak"] <= 1.15 * figures["weights"] + WORKSPACE
 
 
-@pytest.mark.parametrize("fsdp", [1, 2])
-def test_large_tensors_lie_on_huge_pages_and_go_back_when_they_are_freed(fsdp: int) -> None:
-    large = run(ALLOCATION, str(fsdp))["large"]
+@pytest.mark.parametrize("split", ["fsdp", "tp"])
+def test_large_tensors_lie_on_huge_pages_and_go_back_when_they_are_freed(split: str) -> None:
+    large = run(ALLOCATION, split, "teacher")["large"]
     assert large["held"] >= 64 * 2**20
     assert large["left"] < 4 * 2**20
     if "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
         assert large["huge"] > 0.8 * large["held"]
 
 
-def test_where_a_teacher_is_cut_smaller_ones_leave_no_holes_either() -> None:
-    whole, cut = (run(ALLOCATION, fsdp)["between"] for fsdp in ("1", "2"))
-    assert whole["held"] >= 64 * 2**20 <= cut["held"]
-    assert cut["left"] < 4 * 2**20
-    assert whole["left"] > 16 * 2**20  # kept: that is faster
+@pytest.mark.parametrize(("split", "role"), [("fsdp", "student"), ("tp", "teacher")])
+def test_smaller_ones_are_kept_but_where_layers_are_gathered(split: str, role: str) -> None:
+    gathering, other = (run(ALLOCATION, *of)["between"] for of in (("fsdp", "teacher"), (split, role)))
+    assert gathering["held"] >= 64 * 2**20 <= other["held"]
+    assert gathering["left"] < 4 * 2**20
+    assert other["left"] > 16 * 2**20  # that is faster
