@@ -1,14 +1,14 @@
 """Predicted against measured step times on this machine after `calibrate`, and whether the planner chooses the best.
 
-    python -m benchmarks.calibrated [--steps 16] [--minutes 30] [--pairs 3]
+    python -m benchmarks.calibrated [--steps 22] [--minutes 30] [--pairs 3]
 
 Three pairs of teacher and student of different ratio, made on the spot, on a pool of 4 processes that share this
 machine's cores. Each pair is calibrated; then every layout of up to 4 processes that fits is run, the most promising
 first, until its share of the minutes is spent. A layout is a placement, the processes of each role and how each is
 split; its micro-batch and payload are the planner's. The first run is started as a user starts it and prepares the
 tokens; the others' ranks are forked from a process with torch in it, which saves most of the time. A step's time is the
-median over those after the first six, in which teachers work ahead. Raw figures go to
-benchmarks/results/calibrated.json.
+mean over those in the middle: in the first six teachers work ahead, and in the last six some have nothing left to do.
+Raw figures go to benchmarks/results/calibrated.json.
 """
 
 import argparse
@@ -33,7 +33,8 @@ from kd_launch.run_dir import RunDir
 from tests.runtime.harness import run_to_end
 
 PROCESSES = 4
-# Steps in which teachers fill their students' buffers: what a student then takes was not made in the time of its step.
+# Steps in which teachers fill their students' buffers, and as many in which those run empty: what a student then takes
+# was not made in the time of its step.
 AHEAD = 6
 WHOLE = {"vocab_size": 8192}
 # Hidden size, layers; the rest of the shape follows. The teacher is 12, 4 and 1 times the student's work.
@@ -105,7 +106,8 @@ def run_command(command: str, *arguments: str) -> str:
 
 def step_seconds(run_dir: RunDir) -> float:
     ends = [line["time"] for line in read_steps(run_dir.metrics)]
-    return statistics.median(later - earlier for earlier, later in zip(ends[AHEAD:], ends[AHEAD + 1 :], strict=False))
+    first, *_, last = ends[AHEAD - 1 : -AHEAD]
+    return (last - first) / (len(ends) - 2 * AHEAD)
 
 
 def run_layout(like: RunPlan, layout: Layout, folder: Path) -> float:
@@ -168,7 +170,7 @@ def verdict(name: str, runs: Sequence[Run]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=22)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--pairs", type=int, default=len(PAIRS), help="only the first ones")
     asked = parser.parse_args()

@@ -66,7 +66,7 @@ def test_the_last_line_names_the_knee_and_what_takes_it():
 
 def test_the_last_line_where_the_choice_is_the_knee():
     assert format_plan(plan_qwen(slurm(pool(nodes=16)))).splitlines()[-1].startswith(
-        "knee of time and GPU-hours: this layout; 64 GPUs take "
+        "knee of time and GPU-hours: this layout; 80 GPUs take "
     )  # fmt: skip
     assert plan_tiny(local(1)).knee.settings == []
     assert format_plan(plan_tiny(local(1))).endswith(": this layout, the fastest and the cheapest\n")

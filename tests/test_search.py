@@ -471,3 +471,19 @@ def test_more_nodes_never_hurt(nodes, batch):
 def test_a_loss_that_reads_each_logit_often_takes_longer():
     seconds = [plan_tiny(local(), training={"compile": asked}).chosen.step_seconds.p50 for asked in ("auto", False)]
     assert seconds[0] < seconds[1]
+
+
+def test_a_third_teacher_takes_a_third_of_the_stream_whatever_a_step_holds():
+    """Micro-batches go to one teacher after the other: none waits for the end of a step."""
+    seconds = {
+        teachers: plan_tiny(
+            local(4),
+            teacher={"gpus": teachers, "parallelism": {"replicas": teachers}},
+            student={"gpus": 1},
+            placement="disjoint",
+            training={"micro_batch_size": 8},
+            distillation={"payload": "logits"},
+        ).chosen.teacher_seconds
+        for teachers in (1, 3)
+    }
+    assert seconds[3] == pytest.approx(seconds[1] / 3)

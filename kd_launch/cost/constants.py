@@ -59,6 +59,7 @@ class LinkConstants:
     cpu_us: float
     cpu_hop_us: float
     cpu_copies: float
+    cpu_fault_gb_per_s: float
     efficiency: float
     network_gb_per_s: float
     foreign_gb_per_s: float

@@ -14,6 +14,7 @@ from kd_launch.cost.compute import (
     loss_chunk_rows,
     loss_seconds,
 )
+from kd_launch.cost.constants import GB
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
 from kd_launch.cost.training import Recompute, Split, exposed, pass_seconds, step_seconds
 from kd_launch.plan import Payload
@@ -72,13 +73,16 @@ def _teacher_layer(setting: Setting, site: Site, fsdp: int, tp: int, block: int,
     assert device is not None
     floor, _ = floors(engine, device, compiled=setting.compiled)
     sequence = min(setting.sequence_length, int(tokens))
-    seconds = engine.teacher_factor * _layer(setting, device, tokens, sequence, tp).forward(floor)
+    work = _layer(setting, device, tokens, sequence, tp)
+    seconds = engine.teacher_factor * work.forward(floor)
     if tp > 1:
         size = device.width * tokens * setting.teacher.hidden
         seconds += 2 * fabric.seconds(Collective.ALL_REDUCE, size, Group(tp, min(tp, block)))
     if fsdp > 1:
         gather = _teacher_gather(setting, site, fsdp, tp, block, setting.teacher_sizes.layer)
         seconds += exposed(gather, seconds, site.hiding(engine), engine.contention)
+        written = work.elementwise * device.bytes_per_s / 2  # the other half is read
+        seconds += _fault_seconds(setting, site, written)
     return seconds
 
 
@@ -104,7 +108,14 @@ def _teacher_gather(setting: Setting, site: Site, fsdp: int, tp: int, block: int
     inside = max(1, min(fsdp, block // tp))
     group = Group(fsdp, inside, peers=max(1, block // inside))
     size = setting.teacher_width * parameters / tp
-    return setting.engine.gather_factor * site.fabric.seconds(Collective.ALL_GATHER, size, group)
+    seconds = site.fabric.seconds(Collective.ALL_GATHER, size, group)
+    return setting.engine.gather_factor * seconds + _fault_seconds(setting, site, size)
+
+
+def _fault_seconds(setting: Setting, site: Site, size: float) -> float:
+    """For `size` bytes on a CPU rank that gathers the teacher: it keeps no freed memory (runtime/allocator.py), so
+    that each page is had from the kernel anew."""
+    return size / (GB * setting.constants.links.cpu_fault_gb_per_s) if site.pool.is_cpu else 0.0
 
 
 @functools.lru_cache(maxsize=4096)

@@ -102,13 +102,14 @@ class Tables:
         return found
 
     def teacher(self, share: Share, degrees: TeacherDegrees, unit: Unit, *, colocated: bool) -> TeacherOption:
-        """Apart, the stream of micro-batches never stops; colocated, it drains before each turn of the student."""
+        """Apart, the stream of micro-batches never stops, and goes to one sender after the other whatever step they are
+        of; colocated, it drains before each turn of the student."""
         seconds = self._seconds_each(share.pool, share.block, degrees, unit)
         items = self.items(unit)
         if colocated:
             step = items // share.gpus * (degrees.sender_gpus * seconds.each + seconds.fill)
         else:
-            step = math.ceil(items / (share.gpus // degrees.sender_gpus)) * seconds.each
+            step = items / (share.gpus // degrees.sender_gpus) * seconds.each
         return TeacherOption(step, *self.held(degrees, unit), degrees)
 
     def teachers(self, share: Share, unit: Unit) -> list[TeacherOption]:

@@ -1,6 +1,5 @@
 """Where the seconds of a layout's step go, term by term, from the cost model."""
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -15,7 +14,6 @@ from kd_launch.planner.pairing import coupling_seconds
 from kd_launch.planner.tables import Tables
 
 TEACHER_COMPUTE = "teacher: compute"
-ROUNDING = "teacher: its last turn, which not all copies share"
 COMMUNICATION = "student: communication that compute does not hide"
 TRANSPORT = "transport: payloads on their way"
 COUPLING = "student: asking for payloads"
@@ -83,15 +81,13 @@ def teacher_terms(case: Case) -> dict[str, float]:
     tables, share, degrees = case.tables, case.allocation.teacher, case.teacher
     site, tokens = tables.sites[share.pool], tables.tokens(case.unit)
     found = teacher_seconds(tables.setting, site, degrees, share.block, tokens, case.unit.payload)
-    items, rounding = tables.items(case.unit), 0.0
+    items = tables.items(case.unit)
     if case.layout.colocated:
         total = items // share.gpus * (degrees.sender_gpus * found.each + found.fill)
     else:
-        turns = items / (share.gpus // degrees.sender_gpus)
-        total = math.ceil(turns) * found.each
-        rounding = (math.ceil(turns) - turns) * found.each
+        total = items / (share.gpus // degrees.sender_gpus) * found.each
     compute = items * tables.least_teacher_seconds(share.pool, case.unit) / share.gpus
-    return {TEACHER_COMPUTE: compute, split_term(degrees): total - compute - rounding, ROUNDING: rounding}
+    return {TEACHER_COMPUTE: compute, split_term(degrees): total - compute}
 
 
 def split_term(degrees: TeacherDegrees) -> str:
