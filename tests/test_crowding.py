@@ -3,7 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plan_cases import TINY_STUDENT, TINY_TEACHER, setting_of, site
 
+from kd_launch.cost.roles import student_fault_seconds
+from kd_launch.cost.setting import TeacherDegrees
 from kd_launch.planner.crowding import fair_seconds
 
 WORKS = st.lists(st.tuples(st.integers(1, 8), st.floats(0, 100)), min_size=1, max_size=3)
@@ -33,3 +36,14 @@ def test_it_takes_what_all_cores_need_for_all_work_or_longer(crowding, works):
 def test_more_work_never_takes_less(crowding, works, more):
     (ranks, work), *others = works
     assert fair_seconds(crowding, (ranks, work + more), *others) >= 0.999 * fair_seconds(crowding, *works)
+
+
+@pytest.mark.parametrize(("gpu", "costs"), [("CPU", True), ("H100-SXM-80", False)])
+def test_a_teacher_that_gathers_slows_the_student_in_its_process_on_cpus_alone(gpu: str, costs: bool) -> None:
+    """Such a process keeps no freed memory; see runtime/allocator.py."""
+    setting, place = setting_of(TINY_TEACHER, TINY_STUDENT, 128), site(gpu=gpu, gpus_per_node=2)
+    whole, gathered = (
+        student_fault_seconds(setting, place, TeacherDegrees(fsdp=fsdp, tp=1, pp=1), tokens=512) for fsdp in (1, 2)
+    )
+    assert whole == 0
+    assert (gathered > 0) is costs

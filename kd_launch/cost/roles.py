@@ -81,8 +81,7 @@ def _teacher_layer(setting: Setting, site: Site, fsdp: int, tp: int, block: int,
     if fsdp > 1:
         gather = _teacher_gather(setting, site, fsdp, tp, block, setting.teacher_sizes.layer)
         seconds += exposed(gather, seconds, site.hiding(engine), engine.contention)
-        written = work.elementwise * device.bytes_per_s / 2  # the other half is read
-        seconds += _fault_seconds(setting, site, written)
+        seconds += _fault_seconds(setting, site, _written(work, device))
     return seconds
 
 
@@ -110,6 +109,20 @@ def _teacher_gather(setting: Setting, site: Site, fsdp: int, tp: int, block: int
     size = setting.teacher_width * parameters / tp
     seconds = site.fabric.seconds(Collective.ALL_GATHER, size, group)
     return setting.engine.gather_factor * seconds + _fault_seconds(setting, site, size)
+
+
+def student_fault_seconds(setting: Setting, site: Site, degrees: TeacherDegrees, tokens: int) -> float:
+    """What a micro-batch of the student takes longer in the process of such a teacher; 0 where it has its own."""
+    if degrees.fsdp == 1 or not site.pool.is_cpu:
+        return 0.0
+    trained = setting.trained(site)
+    written = setting.student.layers * _written(pass_seconds(trained, Split(1, 1, 0), tokens).work, trained.device)
+    return _fault_seconds(setting, site, 3 * written)  # in the backward twice as much as in the forward
+
+
+def _written(work: LayerSeconds, device: Device) -> float:
+    """Bytes of a layer's forward: half of its elementwise traffic, since the other half is read."""
+    return work.elementwise * device.bytes_per_s / 2
 
 
 def _fault_seconds(setting: Setting, site: Site, size: float) -> float:

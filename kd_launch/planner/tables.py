@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from kd_launch.cost.constants import GIB
 from kd_launch.cost.memory import student_buffer_bytes, student_memory, teacher_buffer_bytes, teacher_memory
-from kd_launch.cost.roles import TeacherSeconds, student_seconds, teacher_seconds
+from kd_launch.cost.roles import TeacherSeconds, student_fault_seconds, student_seconds, teacher_seconds
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
 from kd_launch.plan import Payload
 from kd_launch.planner.layouts import Share, Stages, student_degrees, teacher_stages
@@ -107,7 +107,8 @@ class Tables:
         seconds = self._seconds_each(share.pool, share.block, degrees, unit)
         items = self.items(unit)
         if colocated:
-            step = items // share.gpus * (degrees.sender_gpus * seconds.each + seconds.fill)
+            beside = student_fault_seconds(self.setting, self.sites[share.pool], degrees, self.tokens(unit))
+            step = items // share.gpus * (degrees.sender_gpus * seconds.each + seconds.fill + beside)
         else:
             step = items / (share.gpus // degrees.sender_gpus) * seconds.each
         return TeacherOption(step, *self.held(degrees, unit), degrees)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from kd_launch.cluster import Cluster
-from kd_launch.cost.roles import StudentSeconds, student_seconds, teacher_seconds
+from kd_launch.cost.roles import StudentSeconds, student_fault_seconds, student_seconds, teacher_seconds
 from kd_launch.cost.setting import StudentDegrees, TeacherDegrees
 from kd_launch.plan import Layout
 from kd_launch.planner.allocations import Allocation, allocation_of
@@ -83,7 +83,8 @@ def teacher_terms(case: Case) -> dict[str, float]:
     found = teacher_seconds(tables.setting, site, degrees, share.block, tokens, case.unit.payload)
     items = tables.items(case.unit)
     if case.layout.colocated:
-        total = items // share.gpus * (degrees.sender_gpus * found.each + found.fill)
+        beside = student_fault_seconds(tables.setting, site, degrees, tokens)
+        total = items // share.gpus * (degrees.sender_gpus * found.each + found.fill + beside)
     else:
         total = items / (share.gpus // degrees.sender_gpus) * found.each
     compute = items * tables.least_teacher_seconds(share.pool, case.unit) / share.gpus
