@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plan_cases import TINY_STUDENT, TINY_TEACHER, setting_of, site
+from plan_cases import TINY_STUDENT, TINY_TEACHER, pool, setting_of, site, slurm, spec_of
 
 from kd_launch.cost.roles import student_fault_seconds
 from kd_launch.cost.setting import TeacherDegrees
 from kd_launch.planner.crowding import fair_seconds
+from kd_launch.planner.search import make_plan
 
 WORKS = st.lists(st.tuples(st.integers(1, 8), st.floats(0, 100)), min_size=1, max_size=3)
 
@@ -47,3 +48,10 @@ def test_a_teacher_that_gathers_slows_the_student_in_its_process_on_cpus_alone(g
     )
     assert whole == 0
     assert (gathered > 0) is costs
+
+
+def test_nodes_of_their_own_are_no_faster_where_a_node_has_cores_enough() -> None:
+    cluster = slurm(pool("cpu", nodes=2, gpu="CPU", gpus_per_node=2, cpus_per_node=4, memory_gib=8.0))
+    roles = {role: {"gpus": 1, "dtype": "float32"} for role in ("teacher", "student")}
+    spec = spec_of(8, 24, placement="disjoint", **roles)
+    assert make_plan(spec, cluster, TINY_TEACHER, TINY_STUDENT, clock=lambda: 0.0).chosen.shares_nodes

@@ -9,7 +9,7 @@ def crowded_seconds(
 ) -> float:
     """What no step undercuts, given the seconds of each role on cores of its own.
 
-    A rank that waits leaves its cores to others. Both ends of a message copy it, in threads beside those that compute.
+    A rank that waits leaves its cores to others, and to the threads that copy a message at both of its ends.
     """
     of_teacher, of_student = (sites[share.pool] for share in (allocation.teacher, allocation.student))
     teachers, students = allocation.teacher.per_node, allocation.student.per_node
@@ -18,8 +18,10 @@ def crowded_seconds(
     if not allocation.shares_nodes:
         alone = fair_seconds(of_teacher.crowding, (teachers, teacher))
         return max(alone, fair_seconds(of_student.crowding, (students, student)))
-    copies = 2 * min(teachers, students), transport
-    return fair_seconds(of_student.crowding, (teachers, teacher), (students, student), copies)
+    works = (teachers, teacher), (students, student)
+    copies = 2 * min(teachers, students) * transport
+    all_work = sum(ranks * seconds for ranks, seconds in works) + copies
+    return max(fair_seconds(of_student.crowding, *works), of_student.crowding * all_work)
 
 
 def fair_seconds(crowding: float, *works: tuple[int, float]) -> float:
@@ -31,8 +33,8 @@ def fair_seconds(crowding: float, *works: tuple[int, float]) -> float:
     >>> fair_seconds(0.5, (1, 4.0), (2, 1.0))  # three on two cores for 1.5 s, and then one on its own
     4.5
     """
-    seconds, done, left = 0.0, 0.0, sum(ranks for ranks, _ in works)
+    longer, done, left = 0.0, 0.0, sum(ranks for ranks, _ in works)
     for ranks, work in sorted(works, key=lambda kind: kind[1]):
-        seconds += (work - done) * max(1.0, crowding * left)
+        longer += (work - done) * max(0.0, crowding * left - 1.0)
         done, left = work, left - ranks
-    return seconds
+    return done + longer  # the longest to the last digit where nothing is shared: layouts are compared by it
