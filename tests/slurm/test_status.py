@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kd_launch.run_dir import RunDir
+from kd_launch.runs.standing import SUBMITTING_S
 from tests.slurm.box import Box
 from tests.slurm.pretended import FOREVER, Pretended, wait_until, write_pretended
 from tests.slurm.setup import Setup
@@ -189,7 +190,8 @@ def test_what_becomes_of_runs_whose_jobs_slurm_forgets(box_with: Callable[[Setup
     assert seen[-1] == ends
     assert all(state in (ends[name], "UNKNOWN") for states in seen for name, state in states.items())
     state = json.loads(cancelled.state.read_text())
-    cancelled.state.write_text(json.dumps({**state, "job_id": "4000000"}))
+    long_ago = {**state["token"], "since": state["token"]["since"] - SUBMITTING_S}
+    cancelled.state.write_text(json.dumps({**state, "job_id": "4000000", "token": long_ago}))
     for path in cancelled.heartbeats.iterdir():
         path.unlink()  # these ranks count as alive for ten minutes
     unknown = place.status(cancelled)
