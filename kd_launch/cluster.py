@@ -77,8 +77,12 @@ class Factors(BaseModel):
     """Of all-gathers."""
     reduce_scatter: Factor = 1.0
     """Of reduce-scatters."""
+    tensor_parallel: Factor = 1.0
+    """Of all-reduces within a layer, for which the ranks of a tensor-parallel teacher stop computing."""
     message: Factor = 1.0
     """Of messages from one rank to another."""
+    fresh_memory: Factor = 1.0
+    """Of writing to memory that a process has not touched, on CPUs."""
 
 
 class Pool(BaseModel):

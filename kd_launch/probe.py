@@ -6,7 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 VALUE = ConfigDict(frozen=True, extra="forbid")
 
-Term = Literal["teacher", "student", "loss", "optimizer", "all_reduce", "all_gather", "reduce_scatter", "message"]
+Term = Literal[
+    "teacher", "student", "loss", "optimizer", "all_reduce", "all_gather", "reduce_scatter", "tensor_parallel",
+    "message", "fresh_memory",
+]  # fmt: skip
 """What is measured: the name of a factor of a pool."""
 
 
@@ -27,7 +30,7 @@ class ProbeOrder(BaseModel):
 
 
 class Sample(BaseModel):
-    """One thing that one rank measured: the median of its repetitions."""
+    """One thing that one rank measured: the median of its repetitions, or the mean where ranks wait for each other."""
 
     model_config = VALUE
 

@@ -51,7 +51,8 @@ def samples(model: Uncalibrated, factor: float = 1.0) -> list[Sample]:
     facts = [("teacher", 1, "logits", 1), ("teacher", 2, "hidden_states", 1), ("student", 1, None, 1),
              ("loss", 2, None, 1), ("optimizer", 10**6, None, 1), ("all_reduce", 65536, None, 2),
              ("all_gather", 65536, None, 2), ("reduce_scatter", 65536, None, 2),
-             ("message", 4096, None, 2)]  # fmt: skip
+             ("tensor_parallel", 65536, None, 2), ("message", 4096, None, 2),
+             ("fresh_memory", 65536, None, 1)]  # fmt: skip
     made = []
     for term, size, payload, ranks in facts:
         bare = Sample(

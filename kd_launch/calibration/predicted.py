@@ -6,7 +6,7 @@ from kd_launch.architecture import Architecture
 from kd_launch.cluster import Cluster
 from kd_launch.cost.collectives import Collective, Group
 from kd_launch.cost.compute import optimizer_seconds
-from kd_launch.cost.roles import student_seconds, teacher_seconds
+from kd_launch.cost.roles import fault_seconds, student_seconds, teacher_seconds
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
 from kd_launch.planner.search import setting_of, sites_of
 from kd_launch.probe import ProbeOrder, Sample
@@ -46,7 +46,12 @@ class Uncalibrated:
             case "optimizer":
                 assert site.student_device is not None
                 return optimizer_seconds(site.student_device, sample.size, setting.engine)
+            case "fresh_memory":
+                assert site.teacher_device is not None
+                return fault_seconds(setting, site, sample.size) + sample.size / site.teacher_device.bytes_per_s
             case "message":
                 return site.fabric.message_seconds(sample.size, between_nodes=False)
         group = Group(sample.ranks, min(sample.ranks, site.pool.gpus_per_node))
+        if sample.term == "tensor_parallel":
+            return site.fabric.stop_seconds(sample.size, group)
         return site.fabric.seconds(Collective(sample.term), sample.size, group)

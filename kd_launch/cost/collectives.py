@@ -68,6 +68,12 @@ class Fabric:
         factor: float = getattr(self.factors, collective.value)
         return factor * self._seconds(collective, size, group)
 
+    def stop_seconds(self, size: float, group: Group) -> float:
+        """Of an all-reduce within a layer, for which its ranks stop computing."""
+        if group.ranks == 1:
+            return 0.0
+        return self.factors.tensor_parallel * self._seconds(Collective.ALL_REDUCE, size, group)
+
     def _seconds(self, collective: Collective, size: float, group: Group) -> float:
         traffic = collective.traffic(group.ranks) * size
         inside = min(group.ranks, group.per_node)

@@ -77,11 +77,11 @@ def _teacher_layer(setting: Setting, site: Site, fsdp: int, tp: int, block: int,
     seconds = engine.teacher_factor * work.forward(floor)
     if tp > 1:
         size = device.width * tokens * setting.teacher.hidden
-        seconds += 2 * fabric.seconds(Collective.ALL_REDUCE, size, Group(tp, min(tp, block)))
+        seconds += 2 * fabric.stop_seconds(size, Group(tp, min(tp, block)))
     if fsdp > 1:
         gather = _teacher_gather(setting, site, fsdp, tp, block, setting.teacher_sizes.layer)
         seconds += exposed(gather, seconds, site.hiding(engine), engine.contention)
-        seconds += _fault_seconds(setting, site, _written(work, device))
+        seconds += fault_seconds(setting, site, _written(work, device))
     return seconds
 
 
@@ -108,7 +108,7 @@ def _teacher_gather(setting: Setting, site: Site, fsdp: int, tp: int, block: int
     group = Group(fsdp, inside, peers=max(1, block // inside))
     size = setting.teacher_width * parameters / tp
     seconds = site.fabric.seconds(Collective.ALL_GATHER, size, group)
-    return setting.engine.gather_factor * seconds + _fault_seconds(setting, site, size)
+    return setting.engine.gather_factor * seconds + fault_seconds(setting, site, size)
 
 
 def student_fault_seconds(setting: Setting, site: Site, degrees: TeacherDegrees, tokens: int) -> float:
@@ -117,7 +117,7 @@ def student_fault_seconds(setting: Setting, site: Site, degrees: TeacherDegrees,
         return 0.0
     trained = setting.trained(site)
     written = setting.student.layers * _written(pass_seconds(trained, Split(1, 1, 0), tokens).work, trained.device)
-    return _fault_seconds(setting, site, 3 * written)  # in the backward twice as much as in the forward
+    return fault_seconds(setting, site, 3 * written)  # in the backward twice as much as in the forward
 
 
 def _written(work: LayerSeconds, device: Device) -> float:
@@ -125,10 +125,12 @@ def _written(work: LayerSeconds, device: Device) -> float:
     return work.elementwise * device.bytes_per_s / 2
 
 
-def _fault_seconds(setting: Setting, site: Site, size: float) -> float:
+def fault_seconds(setting: Setting, site: Site, size: float) -> float:
     """For `size` bytes on a CPU rank that gathers the teacher: it keeps no freed memory (runtime/allocator.py), so
     that each page is had from the kernel anew."""
-    return size / (GB * setting.constants.links.cpu_fault_gb_per_s) if site.pool.is_cpu else 0.0
+    if not site.pool.is_cpu:
+        return 0.0
+    return site.fresh_memory_factor * size / (GB * setting.constants.links.cpu_fault_gb_per_s)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -164,6 +164,11 @@ class Site:
         return 1.0 if self.pool.calibration is None else self.pool.calibration.loss
 
     @property
+    def fresh_memory_factor(self) -> float:
+        """Of what memory costs that a process has not touched, as calibrated."""
+        return 1.0 if self.pool.calibration is None else self.pool.calibration.fresh_memory
+
+    @property
     def crowding(self) -> float:
         """Share of a node's CPU cores that one rank's threads take; 0 on GPUs, which no two ranks share."""
         if not self.pool.is_cpu:

@@ -22,7 +22,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 # Of torch: tensors of 2 MiB and more lie on pages that Linux may make huge. It is read at the first tensor.
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-_HUGE = 2 * 2**20
+HUGE_BYTES = 2 * 2**20
 _WHERE_LAYERS_ARE_GATHERED = 64 * 2**10
 # Free memory at the heap's end that stays: the small tensors of a step.
 _KEPT = 64 * 2**20
@@ -39,5 +39,5 @@ def choose_allocation(layout: Layout, role: Role) -> None:
         if layout.teacher.fsdp > 1 and role is not Role.STUDENT:
             libc.mallopt(_MMAP_THRESHOLD, _WHERE_LAYERS_ARE_GATHERED)
         else:
-            libc.mallopt(_MMAP_THRESHOLD, _HUGE)
+            libc.mallopt(_MMAP_THRESHOLD, HUGE_BYTES)
             libc.mallopt(_TRIM_THRESHOLD, _KEPT)

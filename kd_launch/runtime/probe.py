@@ -3,6 +3,7 @@
 Teachers and students measure at the same time, as they will work: what they share of a machine, they share here too.
 """
 
+import mmap
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from kd_launch.plan import Role, RunPlan
 from kd_launch.probe import ProbeOrder, Sample, Term
 from kd_launch.run_dir import RunDir, write_json
+from kd_launch.runtime.allocator import HUGE_BYTES
 from kd_launch.runtime.compiling import choose_compare
 from kd_launch.runtime.losses import ChunkedLoss, Head, LossInputs, TeacherSignal
 from kd_launch.runtime.models import DTYPES, blank_model, blank_student, decoder_layers, head_of, keep_layers
@@ -27,9 +29,9 @@ from kd_launch.runtime.sharding import take_memory
 from kd_launch.runtime.teacher import FrozenTeacher, objective, payload_form
 from kd_launch.runtime.world import World
 
-LEAST, TOGETHER = 3, 20
+LEAST, TOGETHER = 3, 100
 """Repetitions: of what a rank does by itself, at least and while there is time; of what several do, who must agree on a
-number. The median of a few is noise where processes wait for each other: a message once seemed ten times as slow."""
+number."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,36 @@ class Bench:
     order: ProbeOrder
     pool: str
 
-    def sample(self, term: Term, work: Callable[[], object], **facts: object) -> Sample:
-        """The median time of `work`, which its ranks do together where there are several."""
+    def alone(self, term: Term, work: Callable[[], object], **facts: object) -> Sample:
+        """The median time of what a rank does by itself."""
         self._timed(work)
         times: list[float] = []
-        ranks = int(str(facts.get("ranks", 1)))
         end = time.perf_counter() + self.order.seconds
-        while len(times) < (LEAST if ranks == 1 else TOGETHER) or (ranks == 1 and time.perf_counter() < end):
+        while len(times) < LEAST or time.perf_counter() < end:
             times.append(self._timed(work))
+        return self._sample(term, statistics.median(times), len(times), facts)
+
+    def together(
+        self, term: Term, work: Callable[[], object], before: Callable[[], object] | None = None, **facts: object
+    ) -> Sample:
+        """The mean time of what ranks do together, each time after `before`, without the fastest and slowest tenth.
+
+        A process that is woken on cores that others use gets one at once or when a time slice is over, several times as
+        late: neither half of the times says anything of the other.
+        """
+        self._timed(work)
+        times: list[float] = []
+        for _ in range(TOGETHER):
+            if before is not None:
+                before()
+            times.append(self._timed(work))
+        cut = TOGETHER // 10
+        return self._sample(term, statistics.fmean(sorted(times)[cut:-cut]), TOGETHER, facts)
+
+    def _sample(self, term: Term, seconds: float, repetitions: int, facts: dict[str, object]) -> Sample:
         return Sample.model_validate(
-            {"term": term, "pool": self.pool, "rank": self.world.rank, "seconds": statistics.median(times),
-             "repetitions": len(times), **facts}
+            {"term": term, "pool": self.pool, "rank": self.world.rank, "seconds": seconds, "repetitions": repetitions,
+             **facts}
         )  # fmt: skip
 
     def _timed(self, work: Callable[[], object]) -> float:
@@ -83,6 +104,7 @@ def measure(world: World, run: RunPlan, run_dir: RunDir) -> None:
     found += _collective_samples(bench)
     _all_are_here()
     found += _message_samples(bench)
+    found += _memory_samples(bench)
     write_json(run_dir.probe(world.rank), {"samples": [sample.model_dump() for sample in found]})
     _all_are_here()
 
@@ -124,10 +146,10 @@ def _teacher_samples(bench: Bench) -> Iterator[Sample]:
     for size in bench.order.sizes:
         batch = _batch(bench, size, form.vocabulary)
         teacher = FrozenTeacher(model, form)
-        yield bench.sample("teacher", lambda t=teacher, b=batch: t.payload(b), size=size, payload="logits")  # type: ignore[misc]
+        yield bench.alone("teacher", lambda t=teacher, b=batch: t.payload(b), size=size, payload="logits")  # type: ignore[misc]
         if teacher.head is not None:
             bare = FrozenTeacher(model, replace(form, kind="hidden_states"))
-            yield bench.sample("teacher", lambda t=bare, b=batch: t.payload(b), size=size, payload="hidden_states")  # type: ignore[misc]
+            yield bench.alone("teacher", lambda t=bare, b=batch: t.payload(b), size=size, payload="hidden_states")  # type: ignore[misc]
 
 
 def _student_samples(bench: Bench) -> Iterator[Sample]:
@@ -139,8 +161,8 @@ def _student_samples(bench: Bench) -> Iterator[Sample]:
     head, vocabulary = head_of(model, "student.model"), _form(bench).vocabulary
     for size in bench.order.sizes:
         batch = _batch(bench, size, vocabulary)
-        yield bench.sample("student", lambda b=batch: _pass(model, b), size=size)  # type: ignore[misc]
-        yield bench.sample("loss", _loss(bench, head, batch, vocabulary), size=size)
+        yield bench.alone("student", lambda b=batch: _pass(model, b), size=size)  # type: ignore[misc]
+        yield bench.alone("loss", _loss(bench, head, batch, vocabulary), size=size)
 
 
 def _update(bench: Bench, model: PreTrainedModel) -> Sample:
@@ -155,7 +177,7 @@ def _update(bench: Bench, model: PreTrainedModel) -> Sample:
         clip_gradients(parameters, training.max_grad_norm)
         optimizer.step()
 
-    found = bench.sample("optimizer", work, size=sum(parameter.numel() for parameter in parameters))
+    found = bench.alone("optimizer", work, size=sum(parameter.numel() for parameter in parameters))
     optimizer.zero_grad()
     return found
 
@@ -193,24 +215,49 @@ def _collective_samples(bench: Bench) -> Iterator[Sample]:
     """Of all ranks of a pool together, in the bytes of gradients: float32."""
     layout, rank = bench.run.layout, bench.world.rank
     roles = [(layout.teacher.pool, layout.teacher_ranks), (layout.student.pool, layout.student_ranks)]
-    for pool in dict.fromkeys(pool for pool, _ in roles):
-        members = sorted({one for name, ranks in roles if name == pool for one in ranks})
+    for name in dict.fromkeys(pool for pool, _ in roles):
+        members = sorted({one for pool, ranks in roles if pool == name for one in ranks})
         group = dist.new_group(members)
         if rank in members and len(members) > 1:
             for size in bench.order.collective_bytes:
                 yield from _of_group(bench, group, len(members), size)
+            if name == layout.teacher.pool:
+                yield from _stops(bench, group, len(members))
 
 
 def _of_group(bench: Bench, group: dist.ProcessGroup, ranks: int, size: int) -> Iterator[Sample]:
-    part = torch.ones(max(1, size // (4 * ranks)), device=bench.world.device)
-    whole = torch.ones(ranks * part.numel(), device=bench.world.device)
+    part = torch.zeros(max(1, size // (4 * ranks)), device=bench.world.device)
+    whole = torch.zeros(ranks * part.numel(), device=bench.world.device)
     works: dict[Term, Callable[[], object]] = {
-        "all_reduce": lambda: dist.all_reduce(whole.fill_(1.0), group=group),
+        "all_reduce": lambda: dist.all_reduce(whole, group=group),
         "all_gather": lambda: dist.all_gather_into_tensor(whole, part, group=group),
         "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole, group=group),
     }
     for term, work in works.items():
-        yield bench.sample(term, work, size=4 * whole.numel(), ranks=ranks)
+        yield bench.together(term, work, _products(bench, ranks), size=4 * whole.numel(), ranks=ranks)
+
+
+def _stops(bench: Bench, group: dist.ProcessGroup, ranks: int) -> Iterator[Sample]:
+    """All-reduces of a micro-batch's activations, as in the layers of a tensor-parallel teacher."""
+    form, device = _form(bench), bench.world.device
+    for size in bench.order.sizes:
+        tokens = size * bench.run.spec.data.sequence_length
+        hidden = torch.zeros(tokens, form.hidden, dtype=form.dtype, device=device)
+        bytes_ = hidden.numel() * hidden.element_size()
+
+        def work(hidden: Tensor = hidden) -> None:
+            dist.all_reduce(hidden, group=group)
+
+        yield bench.together("tensor_parallel", work, _products(bench, ranks), size=bytes_, ranks=ranks)
+
+
+def _products(bench: Bench, ranks: int) -> Callable[[], object]:
+    """Half of a layer's work, which lies before a collective: ranks that come from it do not find each other waiting."""
+    form, device = _form(bench), bench.world.device
+    tokens = bench.order.sizes[0] * bench.run.spec.data.sequence_length
+    hidden = torch.zeros(tokens, form.hidden, dtype=form.dtype, device=device)
+    weight = torch.zeros(form.hidden, 6 * form.hidden // ranks, dtype=form.dtype, device=device)
+    return lambda: hidden @ weight
 
 
 def _message_samples(bench: Bench) -> Iterator[Sample]:
@@ -230,4 +277,19 @@ def _message_samples(bench: Bench) -> Iterator[Sample]:
             dist.recv(buffer, 0)
             dist.send(word, 0)
 
-    yield bench.sample("message", work, size=bench.order.message_bytes, ranks=2)
+    yield bench.together("message", work, size=bench.order.message_bytes, ranks=2)
+
+
+def _memory_samples(bench: Bench) -> Iterator[Sample]:
+    """On a CPU a micro-batch's activations, written to memory that is had anew from the kernel, in its small pages, as by
+    a rank that gathers a teacher's layers."""
+    if bench.world.device.type == "cpu":
+        form = _form(bench)
+        tokens = bench.order.sizes[0] * bench.run.spec.data.sequence_length
+        size = min(tokens * form.hidden * form.dtype.itemsize, HUGE_BYTES // 2)
+        yield bench.alone("fresh_memory", lambda: _write_anew(size), size=size)
+
+
+def _write_anew(size: int) -> None:
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        torch.frombuffer(memory, dtype=torch.uint8).fill_(1)
