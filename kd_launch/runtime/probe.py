@@ -252,7 +252,7 @@ def _stops(bench: Bench, group: dist.ProcessGroup, ranks: int) -> Iterator[Sampl
 
 
 def _products(bench: Bench, ranks: int) -> Callable[[], object]:
-    """Half of a layer's work, which lies before a collective: ranks that come from it do not find each other waiting."""
+    """Half of a layer's work, which lies before a collective: ranks that come from it find nobody waiting."""
     form, device = _form(bench), bench.world.device
     tokens = bench.order.sizes[0] * bench.run.spec.data.sequence_length
     hidden = torch.zeros(tokens, form.hidden, dtype=form.dtype, device=device)
@@ -281,8 +281,8 @@ def _message_samples(bench: Bench) -> Iterator[Sample]:
 
 
 def _memory_samples(bench: Bench) -> Iterator[Sample]:
-    """On a CPU a micro-batch's activations, written to memory that is had anew from the kernel, in its small pages, as by
-    a rank that gathers a teacher's layers."""
+    """On a CPU a micro-batch's activations, written to memory that is had anew from the kernel, in its small pages, as
+    by a rank that gathers a teacher's layers."""
     if bench.world.device.type == "cpu":
         form = _form(bench)
         tokens = bench.order.sizes[0] * bench.run.spec.data.sequence_length
