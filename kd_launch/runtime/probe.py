@@ -29,9 +29,12 @@ from kd_launch.runtime.sharding import take_memory
 from kd_launch.runtime.teacher import FrozenTeacher, objective, payload_form
 from kd_launch.runtime.world import World
 
-LEAST, TOGETHER = 3, 100
-"""Repetitions: of what a rank does by itself, at least and while there is time; of what several do, who must agree on a
-number."""
+LEAST = 3
+"""Repetitions of what a rank does by itself, and more while there is time."""
+TOGETHER = (20, 100)
+"""Of what several do, who must agree on a number: of large tensors fewer, since they take long on slow links."""
+LARGE = 2**20
+"""Bytes from which on they are fewer."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +56,24 @@ class Bench:
         return self._sample(term, statistics.median(times), len(times), facts)
 
     def together(
-        self, term: Term, work: Callable[[], object], before: Callable[[], object] | None = None, **facts: object
-    ) -> Sample:
+        self, term: Term, work: Callable[[], object], before: Callable[[], object] | None = None, *, size: int,
+        ranks: int,
+    ) -> Sample:  # fmt: skip
         """The mean time of what ranks do together, each time after `before`, without the fastest and slowest tenth.
 
         A process that is woken on cores that others use gets one at once or when a time slice is over, several times as
         late: neither half of the times says anything of the other.
         """
         self._timed(work)
+        least, most = TOGETHER
         times: list[float] = []
-        for _ in range(TOGETHER):
+        for _ in range(max(least, min(most, most * LARGE // size))):
             if before is not None:
                 before()
             times.append(self._timed(work))
-        cut = TOGETHER // 10
-        return self._sample(term, statistics.fmean(sorted(times)[cut:-cut]), TOGETHER, facts)
+        cut = len(times) // 10
+        mean = statistics.fmean(sorted(times)[cut:-cut])
+        return self._sample(term, mean, len(times), {"size": size, "ranks": ranks})
 
     def _sample(self, term: Term, seconds: float, repetitions: int, facts: dict[str, object]) -> Sample:
         return Sample.model_validate(
