@@ -76,6 +76,7 @@ def test_a_rank_is_in_few_groups_however_many_ranks_there_are(size: int) -> None
     for rank in (0, size // 2 - 1, size // 2, size - 1):
         with pretended(layout, rank) as world:
             assert groups_of(rank) <= MOST_GROUPS
+            assert dist.distributed_c10d._world.group_count <= size  # calls to make one, the same on every rank
             assert world.lane is not None or world.teacher is not None
             if world.teacher is not None:
                 assert world.teacher.mesh is not None
