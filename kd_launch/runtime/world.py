@@ -111,7 +111,8 @@ def join(place: Environment, run: RunPlan, run_dir: RunDir, role: Role, prefligh
 def _allow_many_connections() -> None:
     """Each is a file to the system, and of those a process may have 1,024 unless it asks for more."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with suppress(OSError, ValueError):  # some systems have a limit below the one they name
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def backend_of(device: torch.device) -> str:
