@@ -46,6 +46,12 @@ class Architecture:
     """Layers with experts; 0 in a dense model."""
     gated_mlp: bool = True
     """The MLP has three matrices (SwiGLU, GeGLU) instead of two."""
+    norms: int = 2
+    """Of vectors [hidden] in a layer."""
+    head_norms: bool = False
+    """Queries and keys are normalised head by head."""
+    fused_attention: bool = True
+    """transformers need not keep the scores of every token for every other."""
     logit_softcap: float | None = None
     logit_scale: float = 1.0
     """logits = softcap * tanh(scale * (hidden @ head.T) / softcap); without softcap scale * (hidden @ head.T)."""
@@ -230,6 +236,9 @@ def _llama_like(config: ConfigJson, model_type: str, family: Family) -> Architec
         expert_intermediate=experts.width,
         shared_expert_intermediate=experts.shared_width,
         sparse_layers=experts.layers,
+        norms=family.norms,
+        head_norms=family.head_norm,
+        fused_attention=family.fused_attention,
         logit_softcap=config.optional_number("final_logit_softcapping") if family.softcaps else None,
         logit_scale=(config.optional_number("logit_scale") if family.scales else None) or 1.0,
         sliding_window=windows.size,

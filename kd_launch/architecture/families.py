@@ -34,6 +34,8 @@ class Family:
     """final_logit_softcapping bounds the logits."""
     scales: bool = False
     """logit_scale multiplies the logits."""
+    fused_attention: bool = True
+    """Computed by torch's scaled_dot_product_attention."""
     supports_tp: bool = True
     head_is_known: bool = True
     defaults: Mapping[str, object] = field(default_factory=dict)
@@ -66,13 +68,16 @@ FAMILIES: Mapping[str, Family] = {
         defaults={"logit_scale": 0.0625, "sliding_window": 4096},
     ),
     "gemma": Family(tied=True, defaults={"num_key_value_heads": 16, "head_dim": 256}),
-    "gemma2": Family(norms=4, tied=True, softcaps=True, full_attention_every=2, defaults=_GEMMA2),
+    "gemma2": Family(
+        norms=4, tied=True, softcaps=True, full_attention_every=2, fused_attention=False, defaults=_GEMMA2
+    ),
     "gemma3_text": Family(norms=4, tied=True, softcaps=True, head_norm=True, full_attention_every=6, defaults=_GEMMA3),
     "gpt2": Family(tied=True, supports_tp=False),
     "gpt_oss": Family(
         has_experts=True,
         expert_bias=True,
         full_attention_every=2,
+        fused_attention=False,
         supports_tp=False,
         defaults={"num_key_value_heads": 8, "head_dim": 64, "sliding_window": 128, "attention_bias": True},
     ),

@@ -42,6 +42,24 @@ def saved_of(model: Architecture, width: int, attention: Attention = "flash", se
     return Saved((width * 4 + 2) * model.hidden, inner, scores)
 
 
+def kept_by_modules(model: Architecture, width: int, sequence_length: int) -> float:
+    """Bytes per token that a layer of transformers' modules, as they stand, leaves for its backward.
+
+    A norm keeps its input in float32, that divided by its length, and its result; attention keeps queries, its result
+    twice, and keys and values as often as queries use them; the MLP both sides of its product, the product, and what
+    the activation function was given; experts what goes into them and what they are weighed by. Held against torch's
+    memory tracker in tests/runtime/test_big_worlds.py.
+    """
+    if not model.gated_mlp:
+        return saved_of(model, width).per_rank(1)
+    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    norms = model.norms * (4 + 2 * width) * model.hidden
+    head_norms = (4 + width) * (queries + keys) if model.head_norms else 0
+    scores = 0 if model.fused_attention else (4 + 2 * width) * model.heads * sequence_length
+    routed = 2 * width * model.sparse_layers / model.layers * model.experts_per_token * model.hidden
+    return norms + head_norms + scores + routed + width * (5 * queries + 4 * mlp_width(model))
+
+
 def mlp_width(model: Architecture) -> float:
     """The mean over the layers of what one token passes through."""
     sparse = model.sparse_layers / model.layers

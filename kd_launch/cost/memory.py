@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from kd_launch.cost.activations import activation_factor, saved_of
+from kd_launch.cost.activations import kept_by_modules
 from kd_launch.cost.compute import most_loss_rows
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
 from kd_launch.cost.sizes import Sizes
@@ -93,7 +93,7 @@ def _gathered_parameters(sizes: Sizes, degrees: StudentDegrees) -> int:
 
 def _activations(setting: Setting, degrees: StudentDegrees, tokens: int) -> float:
     model, width = setting.student, setting.student_width
-    layer = activation_factor(setting.engine, model, compiled=False) * saved_of(model, width).per_rank(1) * tokens
+    layer = kept_by_modules(model, width, setting.sequence_length) * tokens
     outputs = 2.0 * width * tokens * model.hidden  # the last hidden states and their gradient
     if degrees.recompute:
         return model.layers * width * tokens * model.hidden + layer + outputs

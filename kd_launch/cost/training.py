@@ -235,7 +235,7 @@ def data_parallel_seconds(trained: Trained, split: Split, accumulation: int, for
     """Exposed seconds of a step; `forward` and `backward` of one layer.
 
     Sharded weights are gathered in each micro-batch, and sharded gradients reduced, since keeping whole ones would cost
-    the memory that sharding saves. Otherwise, and in a pipeline, both happen once a step.
+    the memory that sharding saves. Otherwise, and in a pipeline, both happen once a step, as sums over replicas do.
     """
     if split.replicas * split.shards == 1:
         return 0.0
@@ -244,11 +244,16 @@ def data_parallel_seconds(trained: Trained, split: Split, accumulation: int, for
     layers = -(-trained.model.layers // pp)
     root = sizes.root if pp == 1 else sizes.head
     gather, gather_root = (_gather(trained, split, size) for size in (sizes.layer, root))
-    reduce, reduce_root = (_reduce(trained, split, size) for size in (sizes.layer, root))
     again = gather if split.stage == 3 and pp == 1 else 0.0
     each = layers * (hide(gather, forward) + hide(again, backward)) + gather_root
-    last = layers * (hide(again + reduce, backward) - hide(again, backward)) + reduce_root
-    return (each + last) * (accumulation if split.reduces_each_time else 1)
+
+    def reduced(over: Split) -> float:
+        reduce, reduce_root = (_reduce(trained, over, size) for size in (sizes.layer, root))
+        return layers * (hide(again + reduce, backward) - hide(again, backward)) + reduce_root
+
+    if not split.reduces_each_time:
+        return each + reduced(split)
+    return accumulation * each + (accumulation - 1) * reduced(split._replace(replicas=1)) + reduced(split)
 
 
 def exposed(communication: float, compute: float, hiding: float, contention: float = 0.0) -> float:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kd_launch.plan import RunPlan
 from kd_launch.runtime.data import Item, Rows, Store, schedule_of
+from kd_launch.runtime.devices import to_device
 from kd_launch.runtime.parallel import MicroBatch
 from kd_launch.runtime.payload import Kind, Stamp
 
@@ -62,7 +63,7 @@ class Batches:
         index = np.flatnonzero(loss.reshape(-1))
         labels = np.roll(rows.ids, -1, axis=1).reshape(-1)[index]
         arrays = (rows.ids, rows.positions, index, labels)
-        return MicroBatch(*(torch.from_numpy(array.astype(np.int64)).to(self._device) for array in arrays))
+        return MicroBatch(*(to_device(torch.from_numpy(array.astype(np.int64)), self._device) for array in arrays))
 
     def needs_teacher(self, item: Item) -> bool:
         """Whether anything of the loss on this item comes from the teacher: not when training on the text alone."""

@@ -46,6 +46,13 @@ class Head:
         """The first `vocabulary` logits of each row of `hidden` [n, h]: [n, vocabulary], at least float32."""
         return self.finish.logits(self.products(hidden, vocabulary))
 
+    def finished(self, products: Tensor) -> Tensor:
+        """Logits in the products' dtype, in their place: float32 ones of a chunk of rows live at a time."""
+        if self.finish != Finish() and products.numel():
+            for rows in chunks(len(products), products.shape[1], products.device):
+                products[rows] = self.finish.logits(products[rows])
+        return products
+
     def products(self, hidden: Tensor, vocabulary: int, out: Tensor | None = None) -> Tensor:
         """h W^T + bias in compute dtype: [n, vocabulary]."""
         weight = self.weight[:vocabulary].T

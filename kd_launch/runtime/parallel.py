@@ -106,6 +106,9 @@ def load_student(run: RunPlan, objective: Objective, mesh: DeviceMesh, device: t
 def reduce_gradients(student: nn.Module, now: bool, is_last: bool, reshard: bool) -> None:
     """Whether the next backward reduces gradients over ranks, or keeps them for a later one to reduce them all.
 
+    What the ranks of one replica have reduced goes to the other replicas once a step: torch would send it in each
+    micro-batch, and hold every sum until the end of the backward beside the gradients that it is added to.
+
     Args:
         is_last: of its step. Before that the weights do not change: they stay whole where they are whole between
             forward and backward anyway.
@@ -113,6 +116,7 @@ def reduce_gradients(student: nn.Module, now: bool, is_last: bool, reshard: bool
     """
     assert isinstance(student, FSDPModule)
     student.set_requires_gradient_sync(now)
+    student.set_requires_all_reduce(is_last)
     student.set_is_last_backward(now)
     student.set_reshard_after_backward(is_last or reshard)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kd_launch.runtime.divergence import Finish
-from kd_launch.runtime.losses import Buckets, Buffer, Head, WholeLogits
+from kd_launch.runtime.losses import Buckets, Buffer, Head, WholeLogits, chunks
 from kd_launch.runtime.pieces import Range, chunk_range
 
 Kind = Literal["hidden_states", "logits", "top_k"]
@@ -70,6 +70,10 @@ class PayloadForm:
             return parts
         start, stop = self.rows(tokens, stripe)
         return [part[start:stop] for part in parts]
+
+    def chunks(self, hidden: Tensor) -> list[slice]:
+        """Of rows whose float32 logits may live at once, on whatever rank has a part of their columns."""
+        return chunks(len(hidden), self.vocabulary, hidden.device)
 
     def empty(self, device: torch.device, stripe: int = 0) -> list[Tensor]:
         """The tensors of a payload without loss tokens: a teacher need not compute it."""
@@ -188,12 +192,17 @@ def make_payload(form: PayloadForm, hidden: Tensor, head: Head | None, logits: T
     """
     if form.kind == "hidden_states":
         return [hidden.to(form.dtype)]
-    if logits is None:
-        assert head is not None
-        logits = head.logits(hidden, form.vocabulary)
-    logits = logits[:, : form.vocabulary]
+    if logits is not None:
+        logits = logits[:, : form.vocabulary]
+        return [logits.to(form.dtype)] if form.kind == "logits" else _top(form, logits)
+    assert head is not None
     if form.kind == "logits":
-        return [logits.to(form.dtype)]
+        return [head.finished(head.products(hidden, form.vocabulary)).to(form.dtype)]
+    found = [_top(form, head.logits(hidden[rows], form.vocabulary)) for rows in form.chunks(hidden)]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)] if found else form.empty(hidden.device)
+
+
+def _top(form: PayloadForm, logits: Tensor) -> list[Tensor]:
     logprobs = torch.log_softmax(logits.float() / form.temperature, -1)
     top = logprobs.topk(min(form.top_k, form.vocabulary), dim=-1)
     missing = logprobs.scatter(-1, top.indices, -math.inf).logsumexp(-1)
@@ -212,8 +221,17 @@ class TopStripe:
     """[n], log of the sum of the exponentials of all others."""
 
 
-def top_stripe(form: PayloadForm, logits: Tensor, first: int) -> TopStripe:
-    """Of the columns from `first` on."""
+def top_stripe(form: PayloadForm, hidden: Tensor, head: Head, columns: Range) -> TopStripe:
+    """Of some columns of the vocabulary, which are a head's first rows, for one hidden state [n, h] at least."""
+    start, stop = columns
+    found = [_top_stripe(form, head.logits(hidden[rows], stop - start), start) for rows in form.chunks(hidden)]
+    return TopStripe(
+        torch.cat([one.values for one in found]), torch.cat([one.ids for one in found]),
+        torch.cat([one.rest for one in found]),
+    )  # fmt: skip
+
+
+def _top_stripe(form: PayloadForm, logits: Tensor, first: int) -> TopStripe:
     wide, k = logits.float() / form.temperature, min(form.top_k, form.vocabulary)
     missing = max(0, k - wide.shape[1])
     if missing:

@@ -21,6 +21,7 @@ from kd_launch.run_dir import RunDir, write_json
 from kd_launch.runtime.allocator import HUGE_BYTES
 from kd_launch.runtime.compiling import choose_compare
 from kd_launch.runtime.losses import ChunkedLoss, Head, LossInputs, TeacherSignal
+from kd_launch.runtime.meeting import PATIENCE
 from kd_launch.runtime.models import DTYPES, blank_model, blank_student, decoder_layers, head_of, keep_layers
 from kd_launch.runtime.optimizer import clip_gradients, make_adamw
 from kd_launch.runtime.parallel import MicroBatch, last_hidden_states
@@ -105,18 +106,21 @@ def measure(world: World, run: RunPlan, run_dir: RunDir) -> None:
         found += _teacher_samples(bench)
     if world.role is not Role.TEACHER:
         found += _student_samples(bench)
-    _all_are_here()
+    _all_are_here(world, "alone")
     run_dir.probes.mkdir(exist_ok=True)
     found += _collective_samples(bench)
-    _all_are_here()
+    _all_are_here(world, "together")
     found += _message_samples(bench)
     found += _memory_samples(bench)
     write_json(run_dir.probe(world.rank), {"samples": [sample.model_dump() for sample in found]})
-    _all_are_here()
+    _all_are_here(world, "written")
 
 
-def _all_are_here() -> None:
-    dist.all_reduce(torch.zeros(1))
+def _all_are_here(world: World, after: str) -> None:
+    """Returns when every rank has measured so much. By the store: the world has no collectives."""
+    if world.store.add(f"measured {after}", 1) == world.size:
+        world.store.set(f"all measured {after}", "1")
+    world.store.wait([f"all measured {after}"], PATIENCE)
 
 
 def _batch(bench: Bench, sequences: int, vocabulary: int) -> MicroBatch:

@@ -17,6 +17,7 @@ from kd_launch.runtime.checkpoint.state import read_state
 from kd_launch.runtime.checkpoint.tensors import Copies, TrainState
 from kd_launch.runtime.colocated import ColocatedTeacher, PayloadSource, RemoteTeacher
 from kd_launch.runtime.departure import Departure, grace_seconds
+from kd_launch.runtime.devices import choose_queues
 from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.gate import Gate
 from kd_launch.runtime.heartbeat import Progress
@@ -52,6 +53,7 @@ def run_rank(task: Task, make_optimizer: MakeOptimizer | None = None) -> None:
     """Joins the world, does this rank's part of the run, and leaves."""
     run, run_dir, progress = task.run, task.run_dir, task.progress
     choose_allocation(run.layout, task.role)
+    choose_queues()
     disable_progress_bar()  # a log of many ranks is no terminal
     progress.enter("joining")
     timeout = run.cluster.heartbeat_timeout_s

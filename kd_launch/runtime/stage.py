@@ -97,10 +97,10 @@ class Stage(nn.Module):
         start, stop = form.columns(self._tp_rank)
         weight = self.model.get_input_embeddings().weight if self.head is None else self.head
         bias = None if self.head_bias is None else local_of(self.head_bias)
-        logits = replace(self._rules, weight=local_of(weight), bias=bias).logits(hidden, stop - start)
+        head = replace(self._rules, weight=local_of(weight), bias=bias)
         if form.kind == "logits" or self._tp_group is None:
-            return make_payload(replace(form, vocabulary=stop - start), hidden, None, logits)
-        mine = top_stripe(form, logits, start)
+            return make_payload(replace(form, vocabulary=stop - start), hidden, head, None)
+        mine = top_stripe(form, hidden, head, (start, stop))
         return merge_top(_gathered(mine, self._tp_group), min(form.top_k, form.vocabulary))
 
 

@@ -199,4 +199,7 @@ def finish(world: World, run: RunPlan, run_dir: RunDir, student: DistilledStuden
     if world.is_first_student:
         export(student.model.config, state, run.spec, run_dir.model)
     with progress.waiting("the first student to write the model"):
-        dist.barrier(group=world.student_group)
+        # No barrier: that of a group without gloo may take another GPU than this rank's.
+        done = torch.zeros((), device=world.device)
+        dist.all_reduce(done, group=world.student_group)
+        done.item()

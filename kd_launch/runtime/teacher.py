@@ -78,8 +78,16 @@ def objective(run: RunPlan) -> Objective:
 
 
 def load_frozen_teacher(world: World, run: RunPlan, form: PayloadForm) -> Teacher:
-    """This rank's part of the teacher."""
-    if not run.layout.teacher.is_split:
-        return FrozenTeacher(load_teacher(run.spec.teacher, world.device), form)
+    """This rank's part of the teacher.
+
+    A whole one stays on the CPU in the pages of its files. On its way to a GPU it would be in the host's memory, too,
+    once for each rank of a node: so it is read piece by piece where its parts are known.
+    """
     assert world.teacher is not None
-    return load_stage(run, form, world.teacher, world.device)
+    if run.layout.teacher.is_split or (world.device.type == "cuda" and _has_known_parts(run)):
+        return load_stage(run, form, world.teacher, world.device)
+    return FrozenTeacher(load_teacher(run.spec.teacher, world.device), form)
+
+
+def _has_known_parts(run: RunPlan) -> bool:
+    return head_rules(load_config(run.spec.teacher, "teacher.model").get_text_config()) is not None

@@ -6,7 +6,6 @@ receives posted. That cannot deadlock: of all micro-batches not yet delivered, t
 teacher whose earlier sends are done and a student whose earlier receives are consumed.
 """
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kd_launch.errors import RunFailedError
+from kd_launch.runtime.devices import to_device, wait_for
 from kd_launch.runtime.payload import STAMP_BYTES, PayloadForm, Stamp
 
 
@@ -41,7 +41,7 @@ class Sender:
         self, form: PayloadForm, group: dist.ProcessGroup, depth: int, device: torch.device, most: int, stripe: int = 0
     ) -> None:
         """Makes `depth` buffers for stripes of payloads of at most `most` loss tokens."""
-        self._form, self._group = form, group
+        self._form, self._group, self._device = form, group, device
         self._free = deque(_buffer(form, most, device, stripe) for _ in range(depth))
         self._in_flight: deque[tuple[dist.Work, Tensor]] = deque()
         self._waited = 0.0
@@ -55,7 +55,7 @@ class Sender:
         stripe = parcel.stamp.stripe
         message = buffer[: self._form.message_bytes(tokens, stripe)]
         stamp = Stamp(**{**vars(parcel.stamp), "waited_seconds": self._waited})
-        message[:STAMP_BYTES].copy_(stamp.pack())
+        message[:STAMP_BYTES].copy_(to_device(stamp.pack(), self._device))
         for view, part in zip(self._form.views(message, tokens, stripe), parts, strict=True):
             view.copy_(part)
         self._waited = 0.0
@@ -69,10 +69,8 @@ class Sender:
             self._reclaim()
 
     def _reclaim(self) -> None:
-        started = time.perf_counter()
         work, buffer = self._in_flight.popleft()
-        work.wait()
-        self._waited += time.perf_counter() - started
+        self._waited += wait_for([work], self._device)
         self._free.append(buffer)
 
 
@@ -98,7 +96,7 @@ class Receiver:
         parcels: Iterator[tuple[Parcel, ...]],
     ) -> None:
         """Makes `depth` buffers; `parcels` yields what this rank will receive, in order, by payloads of stripes."""
-        self._form, self._group, self._parcels = form, group, parcels
+        self._form, self._group, self._device, self._parcels = form, group, device, parcels
         self._free = deque(
             [_buffer(form, most, device, stripe) for stripe in range(form.stripes)] for _ in range(depth)
         )
@@ -117,10 +115,7 @@ class Receiver:
             TransportError: a message is not the one that this rank expects next.
         """
         slots, buffers = self._posted.popleft()
-        started = time.perf_counter()
-        for slot in slots:
-            slot.work.wait()
-        waited = time.perf_counter() - started
+        waited = wait_for([slot.work for slot in slots], self._device)
         stamps = [check_stamp(slot.parcel, Stamp.unpack(slot.message[:STAMP_BYTES])) for slot in slots]
         self._held = buffers
         views = [self._form.views(slot.message, slot.parcel.stamp.tokens, slot.parcel.stamp.stripe) for slot in slots]

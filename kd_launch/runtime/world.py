@@ -5,6 +5,7 @@ a group made by its members alone would hang the next one that all make.
 """
 
 import json
+import resource
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -91,6 +92,7 @@ def join(place: Environment, run: RunPlan, run_dir: RunDir, role: Role, prefligh
     device = choose_device(run, role, place.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    _allow_many_connections()
     with preflight.meeting():
         store, address = meet(place, run_dir, run.cluster)
         preflight.all_are_here(store, address)
@@ -106,11 +108,24 @@ def join(place: Environment, run: RunPlan, run_dir: RunDir, role: Role, prefligh
     return world
 
 
+def _allow_many_connections() -> None:
+    """Each is a file to the system, and of those a process may have 1,024 unless it asks for more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # some systems have a limit below the one they name
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def backend_of(device: torch.device) -> str:
+    """Of the world and its groups. None of a GPU rank's exchanges tensors of its CPU: with gloo for these, too, each
+    rank would open a connection to every other before the run begins."""
+    return "gloo" if device.type == "cpu" else "cuda:nccl"
+
+
 def _make_groups(
     place: Environment, layout: Layout, role: Role, device: torch.device, store: Store, backend: str | None = None
 ) -> World:  # fmt: skip
     """`backend`: of torch.distributed; None: that of the device."""
-    backend = backend or ("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
+    backend = backend or backend_of(device)
     # No device_id: with it every new group would split the world's communicator, and unbatched sends would share it.
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=PATIENCE)
     teacher = _teacher_groups(layout, place.rank, device)
@@ -235,8 +250,10 @@ def leave(world: World, run_dir: RunDir, progress: Progress, settle: Callable[[]
     except RuntimeError:
         if not run_dir.done_record(world.attempt).exists():
             raise
-    with suppress(RuntimeError):
-        dist.destroy_process_group()
+    if world.device.type == "cpu":
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+    # NCCL's end with the process: to close the communicator of a pair, both must come to it in the same order.
 
 
 def _part(world: World, progress: Progress, settle: Callable[[], None]) -> None:

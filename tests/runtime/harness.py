@@ -24,8 +24,11 @@ from tests.runtime.forked import AT_IMPORT, ForkedRank, fork_rank
 VOCABULARY, SEQUENCE = 97, 24
 
 
-def make_model(folder: Path, *, seed: int, kind: str = "llama", vocabulary: int = VOCABULARY, **shape: Any) -> Path:
-    """A model folder with random weights; its logits are spread enough to teach something."""
+def make_model(
+    folder: Path, *, seed: int, kind: str = "llama", vocabulary: int = VOCABULARY, file_size: str = "1GB", **shape: Any
+) -> Path:  # fmt: skip
+    """A model folder with random weights; its logits are spread enough to teach something. Weights that take more than
+    `file_size` lie in several files."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -36,7 +39,7 @@ def make_model(folder: Path, *, seed: int, kind: str = "llama", vocabulary: int 
     }  # fmt: skip
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**defaults, **shape}))
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=file_size)
     byte_tokenizer().save_pretrained(folder)
     return folder
 

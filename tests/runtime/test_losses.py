@@ -11,7 +11,7 @@ from kd_launch.runtime import divergence, losses
 from kd_launch.runtime.compiling import Compiled
 from kd_launch.runtime.divergence import Finish
 from kd_launch.runtime.losses import ChunkedLoss, Head, LossInputs, Objective
-from kd_launch.runtime.payload import HiddenStates, Logits, PayloadForm, TopKLogits, make_payload, open_payload
+from kd_launch.runtime.payload import HiddenStates, Kind, Logits, PayloadForm, TopKLogits, make_payload, open_payload
 
 BETAS = (0.0, 0.1, 0.5, 0.9, 1.0)
 TEMPERATURES = (0.05, 0.7, 1.0, 4.0)
@@ -142,6 +142,16 @@ def test_hidden_states_with_the_teachers_head_equal_its_logits() -> None:
     logits = teacher_head.logits(teacher_hidden, 13)[:, :11]
     by_logits = run_loss(hidden, weight, Logits(logits, 11), labels, objective)[0]
     assert by_hidden.item() == pytest.approx(by_logits.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["logits", "top_k"])
+def test_a_teacher_finishes_its_logits_chunk_by_chunk(kind: Kind) -> None:
+    head, hidden = Head(torch.randn(13, 3), torch.randn(13), 0.5, 4.0), torch.randn(7, 3)
+    form = PayloadForm(kind, 3, 11, 4, torch.float32, 1.3)
+    found, expected = (make_payload(form, hidden, head, whole) for whole in (None, head.logits(hidden, 13)))
+    assert len(form.chunks(hidden)) == 2
+    for part, known in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, known)
 
 
 def test_padded_vocabularies_use_the_common_part_only() -> None:

@@ -42,9 +42,11 @@ class Peak:
 LOSS = (
     PEAK
     + """
+from kd_launch.runtime import losses
 from kd_launch.runtime.losses import ChunkedLoss, Head, LossInputs, Objective
 from kd_launch.runtime.payload import HiddenStates
-tokens, vocabulary, width = int(sys.argv[1]), 4096, 64
+tokens, vocabulary, width = int(sys.argv[1]), 512, 64
+losses.CPU_CHUNK_BYTES = 4 * 1024 * vocabulary  # even 1,024 tokens fill one
 weight = torch.randn(vocabulary, width, requires_grad=True)
 teacher = Head(torch.randn(vocabulary, width))
 
@@ -136,7 +138,7 @@ def run(script: str, *arguments: str) -> dict[str, Any]:
 
 
 def test_the_loss_grows_with_tokens_by_its_inputs_alone() -> None:
-    small, large = run(LOSS, "4096"), run(LOSS, "32768")  # both are chunks of the same number of rows
+    small, large = run(LOSS, "1024"), run(LOSS, "65536")  # both are chunks of the same number of rows
     grown, inputs = large["peak"] - small["peak"], large["inputs"] - small["inputs"]
     assert inputs > 20 * 2**20
     assert grown == pytest.approx(inputs, rel=0.05)

@@ -9,9 +9,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kd_launch.errors import SpecError
 from kd_launch.plan import TokenStores, read_run_plan
+from kd_launch.runtime.links import TeacherPlace
 from kd_launch.runtime.models import export, head_of, keep_layers, load_head, load_teacher
 from kd_launch.runtime.parallel import MicroBatch, last_hidden_states
+from kd_launch.runtime.payload import Kind
+from kd_launch.runtime.stage import load_stage
+from kd_launch.runtime.teacher import FrozenTeacher, payload_form
 from kd_launch.runtime.weights import weight_files
+from kd_launch.runtime.world import TeacherGroups
 from kd_launch.spec import Teacher
 from tests.runtime.conftest import Material
 from tests.runtime.harness import VOCABULARY, make_layout, make_model, make_run, make_store, run_to_end
@@ -31,8 +36,9 @@ FAMILIES: dict[str, dict[str, object]] = {
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return make_model(
-        tmp_path / request.param, seed=4, kind=request.param, num_hidden_layers=3, **FAMILIES[request.param]
-    )
+        tmp_path / request.param, seed=4, kind=request.param, num_hidden_layers=3, file_size="40KB",
+        **FAMILIES[request.param],
+    )  # fmt: skip
 
 
 def packed_batch() -> MicroBatch:
@@ -56,6 +62,22 @@ def test_hidden_states_and_head_give_the_models_own_logits_and_documents_stay_ap
                 torch.testing.assert_close(found[row : row + 1, document], alone, rtol=1e-4, atol=1e-4)
         read = load_head(spec, torch.device("cpu")).logits(hidden, VOCABULARY).view(2, 20, VOCABULARY)
     torch.testing.assert_close(read, found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["hidden_states", "logits", "top_k"])
+def test_a_teacher_read_piece_by_piece_gives_the_payload_of_a_loaded_one(
+    family: Path, tmp_path: Path, kind: Kind
+) -> None:
+    """As a GPU's ranks read a whole one, too; here from several files."""
+    assert (family / "model.safetensors.index.json").exists()
+    layout = make_layout(teachers=1, replicas=1, colocated=True, micro_batch=2, accumulation=1, payload=kind)
+    tokens = TokenStores(train=str(tmp_path))
+    run = read_run_plan(make_run(tmp_path / "run", layout, family, family, tokens).plan)
+    form, cpu = payload_form(run, torch.float32), torch.device("cpu")
+    stage = load_stage(run, form, TeacherGroups(TeacherPlace.of(layout.teacher, 0), None, None, None), cpu)
+    whole, batch = FrozenTeacher(load_teacher(run.spec.teacher, cpu), form), packed_batch()
+    for found, expected in zip(stage.payload(batch), whole.payload(batch), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_kept_layers_are_the_teachers(family: Path) -> None:

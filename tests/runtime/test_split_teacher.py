@@ -21,7 +21,17 @@ TEACHERS: dict[str, tuple[dict[str, Any], str]] = {
     "mixtral": ({"num_local_experts": 4}, "hidden_states"),
     "qwen3": ({"head_dim": 16, "tie_word_embeddings": True}, "hidden_states"),
     "gpt2": ({"n_embd": 32, "n_head": 4, "n_positions": 64, "tie_word_embeddings": True}, "logits"),
+    "qwen2": ({}, "logits"),
+    "mistral": ({"sliding_window": 8}, "top_k"),
+    "phi3": ({}, "logits"),
+    "gemma3_text": ({"head_dim": 8, "sliding_window": 8, "num_hidden_layers": 3, "tie_word_embeddings": True}, "top_k"),
+    "qwen3_moe": (
+        {"num_experts": 4, "moe_intermediate_size": 16, "head_dim": 8, "num_experts_per_tok": 2}, "hidden_states",
+    ),
 }  # fmt: skip
+IN_EVERY_WAY = ("llama", "gemma2", "mixtral", "qwen3", "gpt2")
+IN_ALL_AT_ONCE = ("tp 2 x fsdp 2", "2 replicas x pp 2")
+"""Of the others: each split in two ways that hold all."""
 WHOLE = "whole"
 LAYOUTS: dict[str, dict[str, Any]] = {
     WHOLE: {"teachers": 1, "replicas": 1, "colocated": True, "micro_batch": 4},
@@ -42,6 +52,8 @@ Curves = dict[tuple[str, str], list[tuple[float, float]]]
 
 
 def suits(kind: str, name: str) -> bool:
+    if kind not in IN_EVERY_WAY:
+        return name in IN_ALL_AT_ONCE
     return kind != "gpt2" or "tp" not in name  # transformers has no plan for it
 
 

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import get_scheduler
 
+from kd_launch.runtime.devices import wait_for
 from kd_launch.runtime.links import lanes
 from kd_launch.runtime.optimizer import learning_rate
 from kd_launch.runtime.payload import STAMP_BYTES, Kind, PayloadForm, Stamp, make_payload, open_payload
@@ -66,6 +68,34 @@ def test_top_k_carries_the_missing_mass() -> None:
 def test_hidden_states_are_v_over_h_times_smaller_than_logits() -> None:
     payload = [form(kind).message_bytes(1000) - STAMP_BYTES for kind in ("logits", "hidden_states")]
     assert payload[0] / payload[1] == 11 / 5
+
+
+class Message:
+    """As torch gives it for one that is on its way."""
+
+    def __init__(self, acts: list[str], *, is_there: bool) -> None:
+        self._acts, self._is_there = acts, is_there
+
+    def is_completed(self) -> bool:
+        return self._is_there
+
+    def wait(self) -> None:
+        self._acts.append("wait")
+
+
+@pytest.mark.parametrize(("device", "is_there", "expected"), [
+    ("cuda", False, ["finish", "wait", "finish"]),  # its own work first, which is no wait for the message
+    ("cuda", True, ["wait"]),
+    ("cpu", True, ["wait"]),
+])  # fmt: skip
+def test_a_gpu_waits_itself_and_so_does_the_host_for_it(
+    monkeypatch: pytest.MonkeyPatch, device: str, is_there: bool, expected: list[str]
+) -> None:
+    acts: list[str] = []
+    stream = SimpleNamespace(synchronize=lambda: acts.append("finish"))
+    monkeypatch.setattr("torch.cuda.current_stream", lambda _: stream)
+    wait_for([Message(acts, is_there=is_there)], torch.device(device))  # type: ignore[list-item]
+    assert acts == expected
 
 
 def test_lanes_keep_every_replica_busy_and_share_no_rank() -> None:
