@@ -129,18 +129,19 @@ def layer_seconds(
     attention_speed: float = 1.0,
     compiled: bool = False,
     splits_sequence: bool = True,
+    expert_ranks: int = 1,
 ) -> LayerSeconds:
     """One layer's forward of `tokens` tokens in sequences of `sequence_length`, split over `tp` ranks.
 
     splits_sequence: what is as wide as the hidden states is split along the sequence (sequence parallelism); else every
-    rank computes all of it.
+    rank computes all of it. expert_ranks: they divide the experts, and each gets the tokens of all for its own.
     """
     sparse = model.sparse_layers / model.layers
     queries, keys = model.heads * model.head_dim / tp, model.kv_heads * model.head_dim / tp
     gemms = device.gemm_seconds(tokens, queries + 2 * keys, model.hidden)
     gemms += device.gemm_seconds(tokens, model.hidden, queries)
     gemms += (1 - sparse) * _mlp_seconds(device, model, tokens, model.intermediate / tp)
-    gemms += sparse * _experts_seconds(device, model, tokens, tp) if sparse else 0.0
+    gemms += sparse * _experts_seconds(device, model, tokens, tp, expert_ranks) if sparse else 0.0
     kernel = 1 / attention_speed if attention == "flash" else None
     scores, scores_backward = _attention_seconds(device, model, tokens / tp, sequence_length, kernel)
     whole = 1 if splits_sequence else tp
@@ -191,14 +192,25 @@ def _mlp_seconds(device: Device, model: Architecture, tokens: float, width: floa
     return up + device.gemm_seconds(tokens, model.hidden, width)
 
 
-def _experts_seconds(device: Device, model: Architecture, tokens: float, tp: int) -> float:
-    """Each expert gets its share of the tokens; few tokens touch few experts."""
+def _experts_seconds(device: Device, model: Architecture, tokens: float, tp: int, ranks: int) -> float:
+    """Each expert gets its share of the tokens; few tokens touch few experts. ranks: that divide the experts."""
+    shared = model.shared_expert_intermediate
+    besides = device.gemm_seconds(tokens, model.experts, model.hidden)
+    besides += _mlp_seconds(device, model, tokens, shared / tp) if shared else 0.0
+    if ranks > 1:
+        return besides + _grouped_seconds(device, model, tokens / tp, ranks)
     touched = model.experts * (1.0 - math.pow(1 - model.experts_per_token / model.experts, tokens))
     rows = max(1.0, tokens * model.experts_per_token / touched)
-    experts = touched * _mlp_seconds(device, model, rows, model.expert_intermediate / tp)
-    shared = model.shared_expert_intermediate
-    router = device.gemm_seconds(tokens, model.experts, model.hidden)
-    return experts + router + (_mlp_seconds(device, model, tokens, shared / tp) if shared else 0.0)
+    return besides + touched * _mlp_seconds(device, model, rows, model.expert_intermediate / tp)
+
+
+def _grouped_seconds(device: Device, model: Architecture, tokens: float, ranks: int) -> float:
+    """A rank's own experts, in grouped products of one kernel each, and its tokens sorted by expert and back."""
+    experts = model.experts / ranks
+    rows = tokens * model.experts_per_token / experts
+    each = _mlp_seconds(device, model, rows, model.expert_intermediate) - 2 * device.kernel_s
+    sorting = 4 * device.width * tokens * model.experts_per_token * model.hidden / device.bytes_per_s
+    return experts * each / device.constants.grouped_speed + 2 * device.kernel_s + sorting
 
 
 def _active_width(model: Architecture) -> float:
@@ -210,9 +222,9 @@ def head_seconds(device: Device, tokens: float, vocabulary: float, hidden: int) 
     return device.gemm_seconds(tokens, vocabulary, hidden, wide=True)
 
 
-def cross_entropy_seconds(device: Device, tokens: float, vocabulary: float, hidden: int, *, compiled: bool) -> float:
+def cross_entropy_seconds(device: Device, tokens: float, vocabulary: float, hidden: int, *, fused: bool) -> float:
     """The head, forward and backward, and the traffic of softmax, loss and gradient."""
-    traffic = device.constants.fused_cross_entropy_bytes if compiled else device.constants.cross_entropy_bytes
+    traffic = device.constants.fused_cross_entropy_bytes if fused else device.constants.cross_entropy_bytes
     return 3 * head_seconds(device, tokens, vocabulary, hidden) + traffic * tokens * vocabulary / device.bytes_per_s
 
 

@@ -43,6 +43,7 @@ def estimate_forward(request: Request, constants: Constants | None = None, engin
     return estimate_of(
         request,
         constants,
+        loss="plain",
         micro=micro,
         accumulation=count,
         terms=_terms(setting, site, degrees, micro * request.sequence_length, count, seconds(micro)),

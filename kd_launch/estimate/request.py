@@ -11,6 +11,7 @@ from kd_launch.errors import SpecError
 
 Precision = Literal["bf16", "fp16", "fp32", "fp8"]
 Stage = Literal[0, 1, 2, 3]
+Loss = Literal["auto", "plain", "fused"]
 DTYPES: dict[Precision, Literal["bfloat16", "float16", "float32", "float8"]] = {
     "bf16": "bfloat16",
     "fp16": "float16",
@@ -31,6 +32,8 @@ class Request:
     pp: int = 1
     cp: int = 1
     """Ranks that divide the tokens of a sequence (context parallelism)."""
+    ep: int = 1
+    """Ranks that divide the experts of a layer (expert parallelism)."""
     zero: Stage = 3
     sequence_length: int = 4096
     global_batch_size: int | None = None
@@ -41,6 +44,8 @@ class Request:
     dtype: Precision = "bf16"
     attention: Attention = "flash"
     compile: bool = False
+    loss: Loss = "auto"
+    """plain: float32 copies of the logits; fused: none; auto: plain where that fits or the layers are compiled."""
     interleave: int = 1
     """Pieces of the model on each pipeline stage."""
     inter_node_gb_per_s: float | None = None
@@ -75,6 +80,7 @@ class Request:
             "--tp": self.tp,
             "--pp": self.pp,
             "--cp": self.cp,
+            "--ep": self.ep,
             "--interleave": self.interleave,
             "--sequence-length": self.sequence_length,
             "--global-batch-size": self.global_batch_size,
@@ -95,6 +101,11 @@ class Request:
             found.append(f"--gpus must be a multiple of tp x pp x cp = {split}, is {self.gpus}")
         if model.heads % self.tp:
             found.append(f"--tp must divide the model's {model.heads} attention heads, is {self.tp}")
+        stage = self.gpus // self.pp
+        if self.ep > 1 and (model.experts % self.ep or stage % self.ep):
+            found.append(
+                f"--ep must divide the model's {model.experts} experts and a stage's {stage} ranks, is {self.ep}"
+            )
         if self.pp > model.layers:
             found.append(f"--pp must be at most the model's {model.layers} layers, is {self.pp}")
         if not self.gpu.supports(DTYPES[self.dtype]) or self.gpu.peak_flops_per_s(DTYPES[self.dtype]) is None:

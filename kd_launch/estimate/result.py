@@ -1,5 +1,7 @@
 """Estimate: what `estimate` answers. Its JSON is a promise: keys are added, never renamed."""
 
+from typing import Literal
+
 from pydantic import BaseModel
 
 from kd_launch.cost.constants import GIB, Constants
@@ -23,6 +25,8 @@ class Estimate(BaseModel):
     memory_limit_gib: float
     memory_parts_gib: dict[str, float]
     fits: bool
+    loss: Literal["plain", "fused"]
+    """Whether the logits have float32 copies; of a forward pass, whether there are any."""
     breakdown: dict[str, float]
     """Seconds by term; they sum to the median step."""
     parameters: int
@@ -40,6 +44,7 @@ def estimate_of(
     accumulation: int,
     terms: dict[str, float],
     parts: Parts,
+    loss: Literal["plain", "fused"],
     passes: int,
     spread: tuple[float, float],
 ) -> Estimate:
@@ -61,6 +66,7 @@ def estimate_of(
         memory_limit_gib=limit,
         memory_parts_gib=shown,
         fits=total <= limit,
+        loss=loss,
         breakdown=terms,
         parameters=request.model.parameters,
         global_batch_size=batch,

@@ -1,5 +1,7 @@
 """A training step of one model, in time and memory."""
 
+from dataclasses import replace
+
 from kd_launch.catalog import Engine, find_engine
 from kd_launch.cost.compute import cross_entropy_seconds
 from kd_launch.cost.constants import GIB, Constants, load_constants
@@ -14,11 +16,22 @@ from kd_launch.estimate.result import Estimate, estimate_of
 
 
 def estimate_training(request: Request, constants: Constants | None = None, engine: Engine | None = None) -> Estimate:
-    """One optimizer step. Raises SpecError for what cannot be."""
+    """One optimizer step, with the loss that was asked for: auto takes a fused one where only that fits.
+
+    Raises SpecError for what cannot be.
+    """
     request.check()
     constants, engine = constants or load_constants(), engine or find_engine(request.engine)
+    first = _estimated(request, constants, engine, fused=request.loss == "fused")
+    if first.fits or request.loss != "auto":
+        return first
+    fused = _estimated(request, constants, engine, fused=True)
+    return fused if fused.fits else first
+
+
+def _estimated(request: Request, constants: Constants, engine: Engine, *, fused: bool) -> Estimate:
     site, split = site_for(request, constants), split_of(request)
-    trained = trained_on(request, site, engine)
+    trained = trained_on(request, site, engine, fused=fused)
 
     def memory(micro: int, accumulation: int) -> Parts:
         tokens = micro * request.sequence_length
@@ -37,6 +50,7 @@ def estimate_training(request: Request, constants: Constants | None = None, engi
     return estimate_of(
         request,
         constants,
+        loss="fused" if fused else "plain",
         micro=micro,
         accumulation=accumulation,
         terms=step(micro, accumulation)._asdict(),
@@ -56,14 +70,17 @@ def split_of(request: Request) -> Split:
         tp=request.tp,
         pp=request.pp,
         context=request.cp,
+        experts=request.ep,
         interleave=request.interleave,
         recompute=request.recompute,
         block=min(request.gpus, max(request.gpus_per_node, request.gpu.link_domain or 0)),
     )
 
 
-def trained_on(request: Request, site: Site, engine: Engine) -> Trained:
+def trained_on(request: Request, site: Site, engine: Engine, *, fused: bool) -> Trained:
     assert site.student_device is not None  # the request was checked
+    if request.dtype == "fp16":
+        engine = replace(engine, gradient_bytes=engine.half_gradient_bytes)
     return Trained(
         model=request.model,
         sizes=sizes_of(request.model),
@@ -74,11 +91,12 @@ def trained_on(request: Request, site: Site, engine: Engine) -> Trained:
         attention=request.attention,
         compiled=request.compile,
         hiding=site.hiding(engine),
+        fused_loss=fused,
     )
 
 
 def head_and_loss(trained: Trained, split: Split, tokens: float) -> float:
     """Logits and cross-entropy of one micro-batch, forward and backward, split over the vocabulary."""
-    model, compiled = trained.model, trained.compiled
+    model, fused = trained.model, trained.compiled or trained.fused_loss
     vocabulary = model.vocabulary / split.tp
-    return cross_entropy_seconds(trained.device, tokens / split.context, vocabulary, model.hidden, compiled=compiled)
+    return cross_entropy_seconds(trained.device, tokens / split.context, vocabulary, model.hidden, fused=fused)
