@@ -148,14 +148,14 @@ def request_of(row: Row) -> Request:
         pp=pp,
         cp=cp,
         ep=noted(notes, "ep"),
-        interleave=max(noted(notes, "vp"), noted(notes, "interleave"), 2 if "Interleaved" in notes else 1),
+        interleave=interleave_of(row, model, pp),
         zero=stage_of(row["sharding"]),
         sequence_length=count(row, "seq") - (10 if row["kind"] == "prefill" else 0),
         global_batch_size=batch,
         micro_batch_size=micro,
         recompute=recompute_of(row["recompute"]),
         dtype=dtype_of(row["precision"]),
-        attention="eager" if any(word in f"{row['source']} {notes}".lower() for word in EAGER) else "flash",
+        attention=attention_of(row),
         compile="torch.compile" in notes,
         loss=loss_of(row),
         inter_node_gb_per_s=network_of(notes),
@@ -224,6 +224,24 @@ def recompute_of(text: str) -> Literal["none", "selective", "full"]:
     if text.startswith("full"):
         return "full"
     return "selective" if text.startswith(("selective", "per-op")) else "none"
+
+
+def attention_of(row: Row) -> Literal["flash", "eager"]:
+    return "eager" if any(word in f"{row['source']} {row['notes']}".lower() for word in EAGER) else "flash"
+
+
+def interleave_of(row: Row, model: Architecture, pp: int) -> int:
+    """As the row says it. Where it says nothing: engines since flash attention interleave pieces of two layers, as most
+    of Megatron-Bridge's pipelines do (22 of 57; 19 have four, 10 one); older engines do not."""
+    notes = row["notes"]
+    stated = [noted(notes, name) for name in ("vp", "interleave") if re.search(rf"\b{name}=?\d", notes)]
+    if stated or pp == 1:
+        return max(stated, default=1)
+    if "Interleaved" in notes:
+        return 2
+    if "1f1b" in notes.lower() or attention_of(row) == "eager" or "vp=n/a" in notes:
+        return 1
+    return max(1, model.layers // (2 * pp))
 
 
 def loss_of(row: Row) -> Loss:

@@ -101,6 +101,8 @@ class Engine:
     """Of all-gathers of sharded weights."""
     attention_speed: float
     """Of its flash attention, against the GPU's `attention_efficiency`."""
+    elementwise: float
+    """Of the memory traffic between products, against kernels that fuse nothing."""
     overlap: float
     """Share of sharded weights' communication that hides behind compute, 0 to 1."""
     contention: float

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from kd_launch.architecture import Architecture
 from kd_launch.catalog import Engine
 from kd_launch.cost.compute import Attention
-from kd_launch.cost.training import Recompute
+from kd_launch.cost.trained import Recompute
 
 
 class Saved(NamedTuple):

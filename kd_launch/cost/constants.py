@@ -42,6 +42,7 @@ class TimeConstants:
     score_bytes: float
     conversion_bytes: float
     compiled_traffic: float
+    launch_power: float
     grouped_speed: float
     routed_floor: float
     p10: float

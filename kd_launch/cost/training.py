@@ -2,82 +2,18 @@
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from kd_launch.architecture import Architecture
-from kd_launch.catalog import Engine
-from kd_launch.cost.collectives import Collective, Fabric, Group
-from kd_launch.cost.compute import Attention, Device, LayerSeconds, floors, layer_seconds, optimizer_seconds
-from kd_launch.cost.sizes import Sizes
-
-Recompute = Literal["none", "selective", "full"]
-
-
-class Split(NamedTuple):
-    """How training lies on ranks: neighbours are tp ranks, then context, then shards, replicas, pipeline stages."""
-
-    replicas: int = 1
-    """Groups of `shards` ranks, each with sequences of its own and a whole training state."""
-    shards: int = 1
-    """Ranks that divide one training state, as far as `stage` says."""
-    stage: int = 0
-    """ZeRO: 1 divides the optimizer's state, 2 the gradients too, 3 the weights too."""
-    tp: int = 1
-    pp: int = 1
-    context: int = 1
-    """Ranks that divide the tokens of a sequence."""
-    experts: int = 1
-    """Data and tensor parallel ranks that divide the experts of a layer (expert parallelism): whole ones each."""
-    interleave: int = 1
-    """Pieces of the model on each pipeline stage."""
-    recompute: Recompute = "none"
-    block: int = 8
-    """Every run of so many ranks lies inside one node."""
-
-    @property
-    def data(self) -> int:
-        """Ranks that divide the sequences of a batch."""
-        return self.replicas * self.shards // self.context
-
-    @property
-    def ranks(self) -> int:
-        return self.replicas * self.shards * self.tp * self.pp
-
-    @property
-    def reduces_each_time(self) -> bool:
-        """Gradients are reduced in every micro-batch, since whole ones are not kept; a pipeline keeps them."""
-        return self.stage >= 2 and self.pp == 1 and self.shards > 1
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """A model in training on equal devices. Compared by identity, which makes it a cheap cache key."""
-
-    model: Architecture
-    sizes: Sizes
-    device: Device
-    fabric: Fabric
-    engine: Engine
-    sequence_length: int
-    attention: Attention
-    compiled: bool
-    hiding: float
-    """Share of compute behind which communication can hide."""
-    fused_loss: bool = False
-    """The logits pass through memory as few times as can be, and no float32 copy of them is kept."""
-    copies: float = 0.0
-    """Times that sharded weights and gradients pass through memory on their way to the collective's buffers."""
-
-    @property
-    def drops_out(self) -> bool:
-        """Hidden states, as models of before flash attention did."""
-        return self.attention == "eager"
-
-    @property
-    def keeps_narrow(self) -> bool:
-        """Inputs of products are kept in 8 bits."""
-        return self.device.converts and self.engine.kept_input_bytes == 1
+from kd_launch.cost.collectives import Collective, Group
+from kd_launch.cost.compute import (
+    LayerSeconds,
+    beside_host,
+    floors,
+    layer_seconds,
+    optimizer_seconds,
+    passes_of,
+)
+from kd_launch.cost.trained import Split, Trained, keeps_operators, local_parameters, updated_parameters
 
 
 class StepSeconds(NamedTuple):
@@ -167,8 +103,8 @@ def pass_seconds(trained: Trained, split: Split, tokens: float) -> PassSeconds:
     floor_forward, floor_backward = _floors(trained, split)
     routed = _expert_parallel(trained, split, tokens)
     traffic, again = _tensor_parallel(trained, split, tokens) + routed, _again(work, split)
-    forward = max(work.forward(0.0) + 2 * traffic, floor_forward)
-    backward = max(work.backward(0.0) + 2 * traffic, floor_backward)
+    forward = beside_host(trained.device, work.forward + 2 * traffic, floor_forward)
+    backward = beside_host(trained.device, work.backward + 2 * traffic, floor_backward)
     return PassSeconds(
         work=work,
         forward=forward,
@@ -202,11 +138,6 @@ def _again(work: LayerSeconds, split: Split) -> float:
     return 0.0 if work.is_flash else work.attention
 
 
-def keeps_operators(split: Split) -> bool:
-    """Selective recomputation by operator, as FSDP engines do; Megatron's recomputes the core of attention."""
-    return split.stage >= 2
-
-
 def _work(trained: Trained, split: Split, tokens: float) -> LayerSeconds:
     return _work_of(trained, split.tp, split.experts, tokens)
 
@@ -222,7 +153,7 @@ def _work_of(trained: Trained, tp: int, experts: int, tokens: float) -> LayerSec
         expert_ranks=experts,
         attention=trained.attention,
         attention_speed=trained.engine.attention_speed,
-        compiled=trained.compiled,
+        passes=passes_of(trained.engine, trained.device, compiled=trained.compiled),
     )
     return work.slower(trained.engine.compute_factor)
 
@@ -267,19 +198,6 @@ def _pipeline_seconds(
     hop = trained.fabric.message_seconds(size, between_nodes=between, senders_per_node=min(group, split.block))
     fill = (split.pp - 1) / split.interleave * (layers / split.pp * layer)
     return accumulation * (beat - mean) + fill + 2 * hop * (accumulation + split.pp - 1)
-
-
-def updated_parameters(sizes: Sizes, split: Split) -> float:
-    """That a rank updates. Expert parallel ranks have fewer experts, and share each with fewer ranks."""
-    return sizes.stage(split.pp) / split.tp / split.shards if split.stage else local_parameters(sizes, split)
-
-
-def local_parameters(sizes: Sizes, split: Split) -> float:
-    """Of a rank of the largest stage, before data parallel ranks divide them."""
-    if split.experts == 1:
-        return sizes.stage(split.pp) / split.tp
-    experts = sizes.stage_experts(split.pp)
-    return (sizes.stage(split.pp) - experts) / split.tp + experts / split.experts
 
 
 def data_parallel_seconds(trained: Trained, split: Split, accumulation: int, forward: float, backward: float) -> float:

@@ -2,7 +2,7 @@
 
 from kd_launch.cost.activations import activation_factor, kept_of, saved_of
 from kd_launch.cost.constants import GIB, MemoryConstants
-from kd_launch.cost.training import Split, Trained, keeps_operators, local_parameters, updated_parameters
+from kd_launch.cost.trained import Split, Trained, keeps_operators, local_parameters, updated_parameters
 
 Parts = dict[str, float]
 

@@ -1,7 +1,7 @@
 """A forward pass of one model over a batch, as a frozen teacher does it: replicate, fsdp, tp, pp and their products."""
 
 from kd_launch.catalog import Engine, find_engine
-from kd_launch.cost.compute import head_seconds, layer_seconds
+from kd_launch.cost.compute import head_seconds, layer_seconds, passes_of
 from kd_launch.cost.constants import GIB, Constants, load_constants
 from kd_launch.cost.memory import teacher_memory
 from kd_launch.cost.roles import TeacherSeconds, teacher_seconds
@@ -93,7 +93,7 @@ def _terms(
         degrees.tp,
         attention=setting.attention,
         attention_speed=setting.engine.attention_speed,
-        compiled=setting.compiled,
+        passes=passes_of(setting.engine, device, compiled=setting.compiled),
     )
     share = count * model.layers / degrees.pp
     head = count * head_seconds(device, tokens, model.vocabulary / degrees.tp, model.hidden) / degrees.pp

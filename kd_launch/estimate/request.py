@@ -6,7 +6,7 @@ from typing import Literal
 from kd_launch.architecture import Architecture
 from kd_launch.catalog import Gpu
 from kd_launch.cost.compute import Attention
-from kd_launch.cost.training import Recompute
+from kd_launch.cost.trained import Recompute
 from kd_launch.errors import SpecError
 
 Precision = Literal["bf16", "fp16", "fp32", "fp8"]

@@ -7,7 +7,8 @@ from kd_launch.cost.compute import cross_entropy_seconds
 from kd_launch.cost.constants import GIB, Constants, load_constants
 from kd_launch.cost.setting import Site
 from kd_launch.cost.sizes import sizes_of
-from kd_launch.cost.training import Split, StepSeconds, Trained, step_seconds
+from kd_launch.cost.trained import Split, Trained
+from kd_launch.cost.training import StepSeconds, step_seconds
 from kd_launch.cost.training_memory import Parts, training_memory
 from kd_launch.estimate.batches import batches
 from kd_launch.estimate.hardware import site_for
