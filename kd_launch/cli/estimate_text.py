@@ -14,8 +14,8 @@ LEAST = 0.004
 def format_estimate(kind: Literal["train", "forward"], request: Request, estimate: Estimate) -> str:
     """A headline, what it stands on, and the parts of time and memory, largest first."""
     step, verdict = estimate.step_seconds, "fits" if estimate.fits else "does NOT fit"
-    if estimate.loss == "fused" and request.loss == "auto":
-        verdict += ", if the loss is fused (no float32 copies of the logits)"
+    if estimate.loss == "pieces":
+        verdict += ", if the loss is computed in pieces, or fused"
     name = "step" if kind == "train" else "pass"
     return "\n".join(
         [

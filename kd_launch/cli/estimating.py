@@ -47,7 +47,9 @@ RecomputeName = Annotated[Literal["none", "selective", "full"], typer.Option("--
 DtypeName = Annotated[Literal["bf16", "fp16", "fp32", "fp8"], typer.Option("--dtype")]
 LossName = Annotated[
     Literal["auto", "plain", "fused"],
-    typer.Option("--loss", help="plain: float32 copies of the logits; fused: none; auto: fused where only that fits."),
+    typer.Option(
+        "--loss", help="plain: float32 copies of all logits; fused: none; auto: in pieces where only they fit."
+    ),
 ]
 AttentionName = Annotated[Literal["flash", "eager"], typer.Option("--attention")]
 Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile.")]

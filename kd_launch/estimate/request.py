@@ -45,7 +45,7 @@ class Request:
     attention: Attention = "flash"
     compile: bool = False
     loss: Loss = "auto"
-    """plain: float32 copies of the logits; fused: none; auto: plain where that fits or the layers are compiled."""
+    """plain: float32 copies of all logits; fused: of none; auto: plain, in pieces where only they fit."""
     interleave: int = 1
     """Pieces of the model on each pipeline stage."""
     inter_node_gb_per_s: float | None = None

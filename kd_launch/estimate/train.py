@@ -13,21 +13,21 @@ from kd_launch.cost.training_memory import Parts, training_memory
 from kd_launch.estimate.batches import batches
 from kd_launch.estimate.hardware import site_for
 from kd_launch.estimate.request import Request
-from kd_launch.estimate.result import Estimate, estimate_of
+from kd_launch.estimate.result import Estimate, estimate_of, in_pieces
 
 
 def estimate_training(request: Request, constants: Constants | None = None, engine: Engine | None = None) -> Estimate:
-    """One optimizer step, with the loss that was asked for: auto takes a fused one where only that fits.
+    """One optimizer step. Raises SpecError for what cannot be.
 
-    Raises SpecError for what cannot be.
+    loss auto: in pieces as large as there is room for, where it does not fit at once and a fused one does.
     """
     request.check()
     constants, engine = constants or load_constants(), engine or find_engine(request.engine)
-    first = _estimated(request, constants, engine, fused=request.loss == "fused")
-    if first.fits or request.loss != "auto":
-        return first
-    fused = _estimated(request, constants, engine, fused=True)
-    return fused if fused.fits else first
+    whole = _estimated(request, constants, engine, fused=request.loss == "fused")
+    if whole.fits or request.loss != "auto":
+        return whole
+    asked = replace(request, micro_batch_size=whole.micro_batch_size)
+    return in_pieces(whole) if _estimated(asked, constants, engine, fused=True).fits else whole
 
 
 def _estimated(request: Request, constants: Constants, engine: Engine, *, fused: bool) -> Estimate:
