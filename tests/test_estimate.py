@@ -190,4 +190,5 @@ def test_ranks_divide_experts_and_exchange_tokens():
     assert whole.breakdown["expert_parallel"] == 0 < split.breakdown["expert_parallel"]
     with pytest.raises(SpecError, match="--ep must divide the model's 128 experts and a stage's 8 ranks, is 3"):
         estimate_training(request(**asked, ep=3))
-    assert estimate_training(request(ep=1)).breakdown["expert_parallel"] == 0
+    with pytest.raises(SpecError, match="--ep must be 1 for a model without experts, is 2"):
+        estimate_training(request(ep=2))

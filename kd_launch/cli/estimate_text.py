@@ -34,6 +34,7 @@ def format_estimate(kind: Literal["train", "forward"], request: Request, estimat
 def _layout(kind: str, request: Request, estimate: Estimate) -> str:
     axes = {"data": estimate.data_parallel, "tp": request.tp, "pp": request.pp, "cp": request.cp}
     shown = " x ".join(f"{axis} {degree}" for axis, degree in axes.items() if degree > 1) or "one rank"
+    shown += f", experts over {request.ep}" if request.ep > 1 else ""
     stage = f", ZeRO-{request.zero}" if request.zero and estimate.data_parallel > 1 else ""
     count = f"{estimate.parameters / 1e9:.3g}B parameters"
     batch = (

@@ -102,7 +102,9 @@ class Request:
         if model.heads % self.tp:
             found.append(f"--tp must divide the model's {model.heads} attention heads, is {self.tp}")
         stage = self.gpus // self.pp
-        if self.ep > 1 and (model.experts % self.ep or stage % self.ep):
+        if self.ep > 1 and not model.sparse_layers:
+            found.append(f"--ep must be 1 for a model without experts, is {self.ep}")
+        elif self.ep > 1 and (model.experts % self.ep or stage % self.ep):
             found.append(
                 f"--ep must divide the model's {model.experts} experts and a stage's {stage} ranks, is {self.ep}"
             )
