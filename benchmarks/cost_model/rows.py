@@ -158,6 +158,7 @@ def request_of(row: Row) -> Request:
         attention=attention_of(row),
         compile="torch.compile" in notes,
         loss=loss_of(row),
+        engine="megatron" if "Megatron" in row["source"] else "auto",
         inter_node_gb_per_s=network_of(notes),
     )
 

@@ -45,6 +45,10 @@ MicroBatch = Annotated[
 ]
 RecomputeName = Annotated[Literal["none", "selective", "full"], typer.Option("--recompute")]
 DtypeName = Annotated[Literal["bf16", "fp16", "fp32", "fp8"], typer.Option("--dtype")]
+EngineName = Annotated[
+    Literal["auto", "torch-fsdp", "megatron"],
+    typer.Option("--engine", help="auto: torch-fsdp where gradients are sharded (ZeRO 2, 3), else megatron."),
+]
 LossName = Annotated[
     Literal["auto", "plain", "fused"],
     typer.Option(
@@ -78,6 +82,7 @@ def train(
     dtype: DtypeName = "bf16",
     attention: AttentionName = "flash",
     loss: LossName = "auto",
+    engine: EngineName = "auto",
     compile: Compile = False,  # noqa: A002  the option's name
     inter_node_gb_per_s: Network = None,
     as_json: Json = False,

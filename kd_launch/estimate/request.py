@@ -12,6 +12,7 @@ from kd_launch.errors import SpecError
 Precision = Literal["bf16", "fp16", "fp32", "fp8"]
 Stage = Literal[0, 1, 2, 3]
 Loss = Literal["auto", "plain", "fused"]
+Trainer = Literal["auto", "torch-fsdp", "megatron"]
 DTYPES: dict[Precision, Literal["bfloat16", "float16", "float32", "float8"]] = {
     "bf16": "bfloat16",
     "fp16": "float16",
@@ -44,6 +45,8 @@ class Request:
     dtype: Precision = "bf16"
     attention: Attention = "flash"
     compile: bool = False
+    engine: Trainer = "auto"
+    """Who trains; auto: by the ZeRO stage, sharded gradients and weights are FSDP's, less is Megatron's."""
     loss: Loss = "auto"
     """plain: float32 copies of all logits; fused: of none; auto: plain, in pieces where only they fit."""
     interleave: int = 1
@@ -56,9 +59,9 @@ class Request:
         return self.gpus // (self.tp * self.pp * self.cp)
 
     @property
-    def engine(self) -> str:
-        """Who trains in that ZeRO stage: sharded gradients and weights are FSDP's, less is Megatron's."""
-        if self.zero >= 2:
+    def engine_name(self) -> str:
+        """Of the catalog."""
+        if self.engine == "torch-fsdp" or (self.engine == "auto" and self.zero >= 2):
             return "torch-fsdp"
         return "megatron-fp8" if self.dtype == "fp8" else "megatron"
 

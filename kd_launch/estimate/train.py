@@ -22,7 +22,7 @@ def estimate_training(request: Request, constants: Constants | None = None, engi
     loss auto: in pieces as large as there is room for, where it does not fit at once and a fused one does.
     """
     request.check()
-    constants, engine = constants or load_constants(), engine or find_engine(request.engine)
+    constants, engine = constants or load_constants(), engine or find_engine(request.engine_name)
     whole = _estimated(request, constants, engine, fused=request.loss == "fused")
     if whole.fits or request.loss != "auto":
         return whole
