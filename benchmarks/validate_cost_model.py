@@ -79,7 +79,7 @@ def _report(scored: Sequence[Scored], dense: Sequence[Scored], skipped: dict[str
     yield "Step time, dense models, zero-shot:"
     yield from _table(dense)
     others = {
-        "Step time, mixtures of experts (how experts are spread is not modelled)": _of("step", scored, dense=False),
+        "Step time, mixtures of experts": _of("step", scored, dense=False),
         "Memory of a rank": _of("memory", scored),
         "Forward pass": _of("forward", scored),
     }
