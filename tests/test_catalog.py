@@ -100,7 +100,7 @@ def test_figures_of_the_tables() -> None:
     assert a100.peak_flops_per_s("bfloat16") == 312e12
     assert h100.peak_flops_per_s("bf16") == h100.peak_flops_per_s("float16") == 989e12
     assert h100.peak_flops_per_s("float32") == 67e12
-    assert (h100.link, h100.link_gb_per_s, h100.gemm_efficiency) == ("nvlink", 450, 0.75)
+    assert (h100.link, h100.link_gb_per_s, h100.gemm_efficiency) == ("nvlink", 450, 0.684)
     assert a100.collectives == (catalog.BusBandwidth(8, 222, 205, 213, 23),)
     assert gcd.peak_flops_per_s("bf16") == 191.5e12  # half of the package
     assert not catalog.find_gpu("V100-SXM-32").supports("bfloat16")

@@ -153,9 +153,9 @@ def test_8_bits_are_faster_and_need_no_less_for_the_states():
 
 
 def test_without_a_micro_batch_the_fastest_that_fits_is_taken():
-    free = estimate_training(request(micro_batch_size=None))
+    free = estimate_training(request(micro_batch_size=None, loss="plain"))
     assert free.fits
-    given = [estimate_training(request(micro_batch_size=size)) for size in (1, 2, 4, 8)]
+    given = [estimate_training(request(micro_batch_size=size, loss="plain")) for size in (1, 2, 4, 8)]
     assert free.step_seconds.p50 == min(one.step_seconds.p50 for one in given if one.fits)
 
 
@@ -163,3 +163,32 @@ def test_a_domain_of_the_fast_link_counts_as_one_node():
     gb200 = replace(request(), gpu=find_gpu("GB200"), gpus=16, gpus_per_node=4, inter_node_gb_per_s=10.0)
     apart = replace(gb200, gpu=replace(find_gpu("GB200"), link_domain=None))
     assert estimate_training(gb200).step_seconds.p50 < 0.5 * estimate_training(apart).step_seconds.p50
+
+
+def test_a_loss_is_computed_in_pieces_where_it_does_not_fit_at_once():
+    asked = {"micro_batch_size": 4, "recompute": "full"}
+    plain, fused, auto = (estimate_training(request(**asked, loss=loss)) for loss in ("plain", "fused", "auto"))
+    assert (plain.fits, fused.fits) == (True, True)
+    assert auto == plain
+    assert plain.memory_parts_gib["logits"] == pytest.approx(3.5 * fused.memory_parts_gib["logits"])  # 14 bytes, 4
+    larger = asked | {"micro_batch_size": 8}
+    plain, auto = (estimate_training(request(**larger, loss=loss)) for loss in ("plain", "auto"))
+    assert (plain.fits, auto.fits, auto.loss) == (False, True, "pieces")
+    assert sum(auto.memory_parts_gib.values()) == pytest.approx(auto.memory_limit_gib)
+    assert auto.step_seconds == plain.step_seconds
+    words = "meta-llama/Llama-3.1-8B --gpu H100 --gpus 8 --micro-batch-size 8 --recompute full"
+    assert "fits, if the loss is computed in pieces" in ask("train", *words.split()).stdout
+
+
+def test_ranks_divide_experts_and_exchange_tokens():
+    asked = {"model": model("Qwen/Qwen3-30B-A3B"), "zero": 1, "global_batch_size": 64}
+    whole, split = (estimate_training(request(**asked, ep=ep)) for ep in (1, 8))
+    experts = 48 * 128 * 3 * 2048 * 768
+    freed = (whole.memory_parts_gib["weights"] - split.memory_parts_gib["weights"]) * 2**30
+    assert freed == pytest.approx(2 * experts * 7 / 8)
+    assert split.memory_parts_gib["optimizer"] == pytest.approx(whole.memory_parts_gib["optimizer"])
+    assert whole.breakdown["expert_parallel"] == 0 < split.breakdown["expert_parallel"]
+    with pytest.raises(SpecError, match="--ep must divide the model's 128 experts and a stage's 8 ranks, is 3"):
+        estimate_training(request(**asked, ep=3))
+    with pytest.raises(SpecError, match="--ep must be 1 for a model without experts, is 2"):
+        estimate_training(request(ep=2))

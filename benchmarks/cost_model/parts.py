@@ -11,7 +11,7 @@ from cost_model.rows import Row, count, model_of, noted
 
 from kd_launch.cost.activations import kept_of, saved_of
 from kd_launch.cost.constants import load_constants
-from kd_launch.cost.training import Split
+from kd_launch.cost.trained import Split
 from kd_launch.cost.training_memory import in_flight
 
 LOSSES = {"kl_div": "kl", "jsd": "jsd", "fused_linear_jsd": "fused-linear-jsd", "distill_jsd_loss": "distill-jsd"}

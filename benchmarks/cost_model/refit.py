@@ -133,7 +133,7 @@ def engines_with(values: Values) -> dict[str, Engine]:
 
 
 def estimated(case: Case, constants: Constants, engines: Mapping[str, Engine], values: Values) -> Estimate:
-    return estimate_training(request_with(case.request, values), constants, engines[case.request.engine])
+    return estimate_training(request_with(case.request, values), constants, engines[case.request.engine_name])
 
 
 def predicted_with(scored: Sequence[Scored], values: Values) -> list[tuple[Scored, Estimate]]:

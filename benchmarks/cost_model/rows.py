@@ -9,9 +9,10 @@ from typing import Literal
 
 from kd_launch.architecture import Architecture, from_config
 from kd_launch.catalog import find_gpu, model_config
-from kd_launch.estimate.request import Precision, Request, Stage
+from kd_launch.estimate.request import Loss, Precision, Request, Stage
 
 Row = Mapping[str, str]
+Kind = Literal["step", "memory", "forward", "fit"]
 
 MODELS = (  # what the model column begins with, in lower case
     ("llama-3.1-8b", "meta-llama/Llama-3.1-8B"),
@@ -52,7 +53,7 @@ class Case:
     """One measured figure and the question that it answers."""
 
     source: str
-    kind: Literal["step", "memory", "forward", "fit"]
+    kind: Kind
     request: Request
     measured: float
     dense: bool
@@ -61,6 +62,8 @@ class Case:
     """As the row spells it."""
     ran_out: bool = False
     """Of memory."""
+    states_recompute: bool = True
+    """Else it is not known what was computed again, or kept in the host's memory."""
 
     @property
     def layout(self) -> str:
@@ -104,17 +107,30 @@ def case_of(row: Row) -> Case:
     if metric == "pct_of_peak":
         raise SkippedError("the layout is not stated")
     request = request_of(row)
-    dense = request.model.sparse_layers == 0
-    if metric == "oom":
-        return Case(row["source"], "fit", request, 1.0, dense, row["model"], row["precision"], ran_out=True)
+    kind, measured = measured_of(row, request)
+    return Case(
+        row["source"],
+        kind,
+        request,
+        measured,
+        dense=request.model.sparse_layers == 0,
+        model=row["model"],
+        precision=row["precision"],
+        ran_out=kind == "fit",
+        states_recompute="not stated" not in row["recompute"],
+    )
+
+
+def measured_of(row: Row, request: Request) -> tuple[Kind, float]:
+    """Seconds or GiB; 1 of a row that ran out of memory."""
+    value = float(row["value"]) if row["metric"] != "oom" else 1.0
+    if row["metric"] == "oom":
+        return "fit", value
     if row["kind"] == "memory":
-        scale = 1e9 / 2**30 if metric.endswith("_gb") else 1.0
-        return Case(
-            row["source"], "memory", request, float(row["value"]) * scale, dense, row["model"], row["precision"]
-        )
+        return "memory", value * (1e9 / 2**30 if row["metric"].endswith("_gb") else 1.0)
     if row["kind"] == "prefill":
-        return Case(row["source"], "forward", request, float(row["value"]) / 1e3, dense, row["model"], row["precision"])
-    return Case(row["source"], "step", request, step_seconds(row, request), dense, row["model"], row["precision"])
+        return "forward", value / 1e3
+    return "step", step_seconds(row, request)
 
 
 def request_of(row: Row) -> Request:
@@ -131,15 +147,18 @@ def request_of(row: Row) -> Request:
         tp=tp,
         pp=pp,
         cp=cp,
-        interleave=max(noted(notes, "vp"), noted(notes, "interleave"), 2 if "Interleaved" in notes else 1),
+        ep=noted(notes, "ep"),
+        interleave=interleave_of(row, model, pp),
         zero=stage_of(row["sharding"]),
         sequence_length=count(row, "seq") - (10 if row["kind"] == "prefill" else 0),
         global_batch_size=batch,
         micro_batch_size=micro,
         recompute=recompute_of(row["recompute"]),
         dtype=dtype_of(row["precision"]),
-        attention="eager" if any(word in f"{row['source']} {notes}".lower() for word in EAGER) else "flash",
+        attention=attention_of(row),
         compile="torch.compile" in notes,
+        loss=loss_of(row),
+        engine="megatron" if "Megatron" in row["source"] else "auto",
         inter_node_gb_per_s=network_of(notes),
     )
 
@@ -206,6 +225,31 @@ def recompute_of(text: str) -> Literal["none", "selective", "full"]:
     if text.startswith("full"):
         return "full"
     return "selective" if text.startswith(("selective", "per-op")) else "none"
+
+
+def attention_of(row: Row) -> Literal["flash", "eager"]:
+    return "eager" if any(word in f"{row['source']} {row['notes']}".lower() for word in EAGER) else "flash"
+
+
+def interleave_of(row: Row, model: Architecture, pp: int) -> int:
+    """As the row says it. Where it says nothing: engines since flash attention interleave pieces of two layers, as most
+    of Megatron-Bridge's pipelines do (22 of 57; 19 have four, 10 one); older engines do not."""
+    notes = row["notes"]
+    stated = [noted(notes, name) for name in ("vp", "interleave") if re.search(rf"\b{name}=?\d", notes)]
+    if stated or pp == 1:
+        return max(stated, default=1)
+    if "Interleaved" in notes:
+        return 2
+    if "1f1b" in notes.lower() or attention_of(row) == "eager" or "vp=n/a" in notes:
+        return 1
+    return max(1, model.layers // (2 * pp))
+
+
+def loss_of(row: Row) -> Loss:
+    """No row says it, so that it is the engine's default: llm-foundry's loss_fn is fused_crossentropy, and torchtitan
+    compiles its loss beside the model since 2025."""
+    recent = re.search(r"_2025", row["url"]) and "torch.compile" in row["notes"]
+    return "fused" if recent or "llm-foundry" in row["source"] else "auto"
 
 
 def dtype_of(text: str) -> Precision:

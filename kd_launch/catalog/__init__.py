@@ -101,6 +101,8 @@ class Engine:
     """Of all-gathers of sharded weights."""
     attention_speed: float
     """Of its flash attention, against the GPU's `attention_efficiency`."""
+    elementwise: float
+    """Of the memory traffic between products, against kernels that fuse nothing."""
     overlap: float
     """Share of sharded weights' communication that hides behind compute, 0 to 1."""
     contention: float
@@ -122,8 +124,12 @@ class Engine:
     """What layers keep for the backward, against the tensors that the formula counts."""
     compiled_activations: float
     """The same under torch.compile."""
+    kept_input_bytes: int
+    """Of a number of an 8-bit product's input, as it is kept for the backward."""
     gradient_bytes: int
     """Per parameter, as gradients are kept and reduced."""
+    half_gradient_bytes: int
+    """The same where the compute dtype is float16, whose gradients are scaled instead."""
     assumed: tuple[str, ...]
     """Fields without a published measurement."""
     source: str

@@ -63,7 +63,10 @@ def draw_front(plan: "Plan", path: Path) -> None:
         of_kind = [it for it in plan.candidates if it.placement == placement]
         axes.scatter([it.step_seconds.p50 for it in of_kind], [it.gpu_hours for it in of_kind], label=placement, s=14)
     front = plan.pareto
-    axes.plot([it.step_seconds.p50 for it in front], [it.gpu_hours for it in front], "-", color="0.5", label="front")
+    points = [(it.step_seconds.p50, it.gpu_hours) for it in front]
+    axes.plot(*zip(*points, strict=True), ".-", color="0.5", label="front, with its GPUs")
+    for layout, point in zip(front, points, strict=True):
+        axes.annotate(str(layout.gpus), point, xytext=(3, 4), textcoords="offset points", fontsize="x-small")
     marks = (("choice", plan.chosen, "o"), ("knee", plan.knee.layout, "D"), ("TRL's layout", plan.baseline, "x"))
     for name, layout, mark in marks:
         fits = layout.student.memory_gib <= layout.student.memory_limit_gib
@@ -76,16 +79,22 @@ def draw_front(plan: "Plan", path: Path) -> None:
 def _axes(title: str, below: str, beside: str) -> tuple[Any, Any]:
     _matplotlib()
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     axes.set(title=title, xlabel=below, ylabel=beside, xscale="log", yscale="log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(LogFormatter())
-        axis.set_minor_formatter(LogFormatter())
     axes.grid(which="both", color="0.9")
     return figure, axes
+
+
+def _label(axis: Any) -> None:
+    """1, 2 and 5 of every decade of a long axis, some round numbers of a short one."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if high > 5 * low else MaxNLocator(6))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _save(figure: Any, axes: Any, path: Path) -> None:
@@ -94,6 +103,8 @@ def _save(figure: Any, axes: Any, path: Path) -> None:
 
     from kd_launch.run_dir import write_whole
 
+    for axis in (axes.xaxis, axes.yaxis):
+        _label(axis)
     axes.legend(fontsize="small")
     text = io.BytesIO()
     kind = path.suffix.lower()[1:]

@@ -14,6 +14,8 @@ LEAST = 0.004
 def format_estimate(kind: Literal["train", "forward"], request: Request, estimate: Estimate) -> str:
     """A headline, what it stands on, and the parts of time and memory, largest first."""
     step, verdict = estimate.step_seconds, "fits" if estimate.fits else "does NOT fit"
+    if estimate.loss == "pieces":
+        verdict += ", if the loss is computed in pieces, or fused"
     name = "step" if kind == "train" else "pass"
     return "\n".join(
         [
@@ -32,6 +34,7 @@ def format_estimate(kind: Literal["train", "forward"], request: Request, estimat
 def _layout(kind: str, request: Request, estimate: Estimate) -> str:
     axes = {"data": estimate.data_parallel, "tp": request.tp, "pp": request.pp, "cp": request.cp}
     shown = " x ".join(f"{axis} {degree}" for axis, degree in axes.items() if degree > 1) or "one rank"
+    shown += f", experts over {request.ep}" if request.ep > 1 else ""
     stage = f", ZeRO-{request.zero}" if request.zero and estimate.data_parallel > 1 else ""
     count = f"{estimate.parameters / 1e9:.3g}B parameters"
     batch = (

@@ -29,6 +29,7 @@ Cp = Annotated[
     int | None,
     typer.Option("--cp", metavar="N", help="Ranks that share a sequence's tokens; else those that get no sequence."),
 ]
+Ep = Annotated[int, typer.Option("--ep", metavar="N", help="Ranks that divide the experts of a layer.")]
 Interleave = Annotated[int, typer.Option("--interleave", metavar="N", help="Pieces of the model on each stage.")]
 TrainZero = Annotated[
     int, typer.Option("--zero", min=0, max=3, help="What data parallel ranks divide: 0 nothing (DDP), 3 all (FSDP).")
@@ -44,6 +45,16 @@ MicroBatch = Annotated[
 ]
 RecomputeName = Annotated[Literal["none", "selective", "full"], typer.Option("--recompute")]
 DtypeName = Annotated[Literal["bf16", "fp16", "fp32", "fp8"], typer.Option("--dtype")]
+EngineName = Annotated[
+    Literal["auto", "torch-fsdp", "megatron"],
+    typer.Option("--engine", help="auto: torch-fsdp where gradients are sharded (ZeRO 2, 3), else megatron."),
+]
+LossName = Annotated[
+    Literal["auto", "plain", "fused"],
+    typer.Option(
+        "--loss", help="plain: float32 copies of all logits; fused: none; auto: in pieces where only they fit."
+    ),
+]
 AttentionName = Annotated[Literal["flash", "eager"], typer.Option("--attention")]
 Compile = Annotated[bool, typer.Option("--compile/--no-compile", help="torch.compile.")]
 Network = Annotated[
@@ -61,6 +72,7 @@ def train(
     tp: Tp = 1,
     pp: Pp = 1,
     cp: Cp = None,
+    ep: Ep = 1,
     interleave: Interleave = 1,
     zero: TrainZero = 3,
     sequence_length: Length = 4096,
@@ -69,6 +81,8 @@ def train(
     recompute: RecomputeName = "none",
     dtype: DtypeName = "bf16",
     attention: AttentionName = "flash",
+    loss: LossName = "auto",
+    engine: EngineName = "auto",
     compile: Compile = False,  # noqa: A002  the option's name
     inter_node_gb_per_s: Network = None,
     as_json: Json = False,

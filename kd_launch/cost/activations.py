@@ -5,7 +5,7 @@ from typing import NamedTuple
 from kd_launch.architecture import Architecture
 from kd_launch.catalog import Engine
 from kd_launch.cost.compute import Attention
-from kd_launch.cost.training import Recompute
+from kd_launch.cost.trained import Recompute
 
 
 class Saved(NamedTuple):
@@ -32,14 +32,28 @@ def activation_factor(engine: Engine, model: Architecture, *, compiled: bool) ->
     return engine.compiled_activations if compiled else engine.activations
 
 
-def saved_of(model: Architecture, width: int, attention: Attention = "flash", sequence_length: int = 0) -> Saved:
-    """Without recomputation. A model without gated MLP is GPT-2's kind, with dropout: 34 bytes per hidden unit."""
-    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    inner = width * (2 * queries + 2 * keys + (3 if model.gated_mlp else 2) * mlp_width(model))
+def saved_of(
+    model: Architecture,
+    width: int,
+    attention: Attention = "flash",
+    sequence_length: int = 0,
+    *,
+    dropout: bool = True,
+    narrow: bool = False,
+) -> Saved:
+    """Without recomputation. A model without gated MLP is GPT-2's kind: 32 bytes per hidden unit, and two of masks.
+
+    dropout: it drops some of its hidden states out, as GPT-2 did; engines with flash attention drop nothing.
+    narrow: what a product reads is kept in 8 bits, beside what attention and the MLP's activation read in 16.
+    """
+    queries, keys, mlp = model.heads * model.head_dim, model.kv_heads * model.head_dim, mlp_width(model)
+    inner = width * (2 * queries + 2 * keys + (3 if model.gated_mlp else 2) * mlp)
+    inner += queries - (width - 1) * mlp if narrow else 0
     scores = (2 * width + 1) * model.heads * sequence_length if attention == "eager" else 0
     if model.gated_mlp:
         return Saved(width * 3 * model.hidden, inner, scores)
-    return Saved((width * 4 + 2) * model.hidden, inner, scores)
+    masks = 2 if dropout else 0
+    return Saved((width * 4 + masks) * model.hidden, inner, scores)
 
 
 def kept_by_modules(model: Architecture, width: int, sequence_length: int) -> float:
@@ -75,9 +89,11 @@ def kept_of(
     sequence_length: int,
     *,
     by_operator: bool,
+    dropout: bool = True,
+    narrow: bool = False,
 ) -> Saved:
     """What stays until the backward. by_operator: selective keeps every second product and the attention's output."""
-    saved = saved_of(model, width, attention, sequence_length)
+    saved = saved_of(model, width, attention, sequence_length, dropout=dropout, narrow=narrow)
     if recompute == "none":
         return saved
     if recompute == "full":

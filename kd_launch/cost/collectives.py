@@ -85,6 +85,21 @@ class Fabric:
         between = self.ramp_between_s + traffic * group.peers / self.network
         return start + 2 * self.hop_s * math.log2(group.nodes) + max(seconds, between)
 
+    def exchange_seconds(self, size: float, group: Group, copies: int) -> float:
+        """Of an all-to-all in which each rank gives `copies` ranks of the group, by chance, `size` bytes each.
+
+        A node gets them once and hands them on by its own links, as DeepEP does.
+        """
+        if group.ranks == 1:
+            return 0.0
+        inside = min(group.ranks, group.per_node)
+        within = self.ramp_inside_s + (inside - 1) / inside * copies * size / self.bus[Collective.ALL_GATHER][inside]
+        if group.nodes == 1:
+            return self.latency_s + within
+        others = (group.nodes - 1) * (1 - (1 - 1 / group.nodes) ** copies)
+        between = self.ramp_between_s + others * inside * size * group.peers / self.network
+        return self.latency_s + 2 * self.hop_s * math.log2(group.nodes) + max(within, between)
+
     def message_seconds(self, size: float, *, between_nodes: bool, senders_per_node: int = 1) -> float:
         """Of one point-to-point message of `size` bytes, when that many ranks of a node send at once."""
         speed = self.network / senders_per_node if between_nodes else self.pair

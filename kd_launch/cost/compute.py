@@ -109,13 +109,15 @@ class LayerSeconds:
         parts = self.gemms, self.attention, self.attention_backward, self.elementwise
         return LayerSeconds(*(factor * part for part in parts))
 
-    def forward(self, floor: float) -> float:
-        """`floor`: the host's time to launch the layer."""
-        return max(self.gemms + self.attention + self.elementwise, floor)
+    @property
+    def forward(self) -> float:
+        """On the device, without what its host may take longer (beside_host)."""
+        return self.gemms + self.attention + self.elementwise
 
-    def backward(self, floor: float) -> float:
+    @property
+    def backward(self) -> float:
         """Twice the products and the traffic, and attention's own backward."""
-        return max(2 * self.gemms + self.attention_backward + 2 * self.elementwise, floor)
+        return 2 * self.gemms + self.attention_backward + 2 * self.elementwise
 
 
 def layer_seconds(
@@ -127,32 +129,32 @@ def layer_seconds(
     *,
     attention: Attention = "flash",
     attention_speed: float = 1.0,
-    compiled: bool = False,
+    passes: float = 1.0,
     splits_sequence: bool = True,
+    expert_ranks: int = 1,
 ) -> LayerSeconds:
     """One layer's forward of `tokens` tokens in sequences of `sequence_length`, split over `tp` ranks.
 
+    passes: over the tensors between products, against kernels that fuse nothing.
     splits_sequence: what is as wide as the hidden states is split along the sequence (sequence parallelism); else every
-    rank computes all of it.
+    rank computes all of it. expert_ranks: they divide the experts, and each gets the tokens of all for its own.
     """
     sparse = model.sparse_layers / model.layers
     queries, keys = model.heads * model.head_dim / tp, model.kv_heads * model.head_dim / tp
     gemms = device.gemm_seconds(tokens, queries + 2 * keys, model.hidden)
     gemms += device.gemm_seconds(tokens, model.hidden, queries)
     gemms += (1 - sparse) * _mlp_seconds(device, model, tokens, model.intermediate / tp)
-    gemms += sparse * _experts_seconds(device, model, tokens, tp) if sparse else 0.0
+    gemms += sparse * _experts_seconds(device, model, tokens, tp, expert_ranks) if sparse else 0.0
     kernel = 1 / attention_speed if attention == "flash" else None
     scores, scores_backward = _attention_seconds(device, model, tokens / tp, sequence_length, kernel)
     whole = 1 if splits_sequence else tp
-    traffic = _elementwise_bytes(device, model, tokens / tp, whole, compiled=compiled)
+    traffic = _elementwise_bytes(device, model, tokens / tp, whole, passes)
     kernels = device.constants.elementwise_kernels * device.kernel_s
     return LayerSeconds(gemms, scores, scores_backward, traffic / device.bytes_per_s + kernels)
 
 
-def _elementwise_bytes(
-    device: Device, model: Architecture, tokens: float, whole: int, *, compiled: bool
-) -> float:  # fmt: skip
-    """Memory traffic of norms, activations and residuals, forward; compiled: fewer passes over the same tensors.
+def _elementwise_bytes(device: Device, model: Architecture, tokens: float, whole: int, passes: float) -> float:
+    """Memory traffic of norms, activations and residuals, forward.
 
     whole: times as many tokens where the tensor is as wide as the hidden states.
     """
@@ -161,7 +163,6 @@ def _elementwise_bytes(
     heads = (model.heads + 2 * model.kv_heads) * model.head_dim
     numbers = 16 * model.hidden * whole + (6 if model.gated_mlp else 4) * width + 4 * heads
     constants = device.constants
-    passes = constants.compiled_traffic if compiled else 1.0
     traffic = device.width * numbers * passes
     if device.converts:  # read in 16 bits, written in 8, of every input of a product
         traffic += constants.conversion_bytes * (2 * model.hidden + model.heads * model.head_dim + width)
@@ -191,14 +192,25 @@ def _mlp_seconds(device: Device, model: Architecture, tokens: float, width: floa
     return up + device.gemm_seconds(tokens, model.hidden, width)
 
 
-def _experts_seconds(device: Device, model: Architecture, tokens: float, tp: int) -> float:
-    """Each expert gets its share of the tokens; few tokens touch few experts."""
+def _experts_seconds(device: Device, model: Architecture, tokens: float, tp: int, ranks: int) -> float:
+    """Each expert gets its share of the tokens; few tokens touch few experts. ranks: that divide the experts."""
+    shared = model.shared_expert_intermediate
+    besides = device.gemm_seconds(tokens, model.experts, model.hidden)
+    besides += _mlp_seconds(device, model, tokens, shared / tp) if shared else 0.0
+    if ranks > 1:
+        return besides + _grouped_seconds(device, model, tokens / tp, ranks)
     touched = model.experts * (1.0 - math.pow(1 - model.experts_per_token / model.experts, tokens))
     rows = max(1.0, tokens * model.experts_per_token / touched)
-    experts = touched * _mlp_seconds(device, model, rows, model.expert_intermediate / tp)
-    shared = model.shared_expert_intermediate
-    router = device.gemm_seconds(tokens, model.experts, model.hidden)
-    return experts + router + (_mlp_seconds(device, model, tokens, shared / tp) if shared else 0.0)
+    return besides + touched * _mlp_seconds(device, model, rows, model.expert_intermediate / tp)
+
+
+def _grouped_seconds(device: Device, model: Architecture, tokens: float, ranks: int) -> float:
+    """A rank's own experts, in grouped products of one kernel each, and its tokens sorted by expert and back."""
+    experts = model.experts / ranks
+    rows = tokens * model.experts_per_token / experts
+    each = _mlp_seconds(device, model, rows, model.expert_intermediate) - 2 * device.kernel_s
+    sorting = 4 * device.width * tokens * model.experts_per_token * model.hidden / device.bytes_per_s
+    return experts * each / device.constants.grouped_speed + 2 * device.kernel_s + sorting
 
 
 def _active_width(model: Architecture) -> float:
@@ -210,9 +222,9 @@ def head_seconds(device: Device, tokens: float, vocabulary: float, hidden: int) 
     return device.gemm_seconds(tokens, vocabulary, hidden, wide=True)
 
 
-def cross_entropy_seconds(device: Device, tokens: float, vocabulary: float, hidden: int, *, compiled: bool) -> float:
+def cross_entropy_seconds(device: Device, tokens: float, vocabulary: float, hidden: int, *, fused: bool) -> float:
     """The head, forward and backward, and the traffic of softmax, loss and gradient."""
-    traffic = device.constants.fused_cross_entropy_bytes if compiled else device.constants.cross_entropy_bytes
+    traffic = device.constants.fused_cross_entropy_bytes if fused else device.constants.cross_entropy_bytes
     return 3 * head_seconds(device, tokens, vocabulary, hidden) + traffic * tokens * vocabulary / device.bytes_per_s
 
 
@@ -258,6 +270,24 @@ def gradient_sum_seconds(
 def optimizer_seconds(device: Device, local_parameters: float, engine: Engine) -> float:
     """One AdamW update of a rank's own parameters: memory traffic only."""
     return local_parameters * engine.optimizer_bytes_per_parameter / device.bytes_per_s
+
+
+def passes_of(engine: Engine, device: Device, *, compiled: bool) -> float:
+    """Of an engine over the tensors between products."""
+    return min(engine.elementwise, device.constants.compiled_traffic if compiled else 1.0)
+
+
+def beside_host(device: Device, work: float, host: float) -> float:
+    """Seconds of a layer whose kernels take `work` and whose launches take the host `host`.
+
+    The longer of the two, and more where they are about equal: stretches of small kernels, which wait for the host,
+    alternate with large ones, behind which it gets ahead again. CPU cores launch nothing.
+    """
+    if host <= 0.0 or work <= 0.0 or not device.has_knees:
+        return max(work, host)
+    power = device.constants.launch_power
+    longer, shorter = max(work, host), min(work, host)
+    return float(longer * (1 + (shorter / longer) ** power) ** (1 / power))
 
 
 def floors(engine: Engine, device: Device, *, compiled: bool) -> tuple[float, float]:

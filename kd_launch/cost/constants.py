@@ -42,6 +42,9 @@ class TimeConstants:
     score_bytes: float
     conversion_bytes: float
     compiled_traffic: float
+    launch_power: float
+    grouped_speed: float
+    routed_floor: float
     p10: float
     p90: float
     coupling_us: float
@@ -74,6 +77,7 @@ class MemoryConstants:
     cpu_context_gib: float
     cpu_gib: float
     cross_entropy_bytes: float
+    fused_cross_entropy_bytes: float
     teacher_activations: float
     loss_chunk_mib: float
     cpu_loss_chunk_mib: float

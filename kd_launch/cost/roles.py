@@ -7,16 +7,19 @@ from kd_launch.cost.collectives import Collective, Group
 from kd_launch.cost.compute import (
     Device,
     LayerSeconds,
+    beside_host,
     floors,
     gradient_sum_seconds,
     head_seconds,
     layer_seconds,
     loss_chunk_rows,
     loss_seconds,
+    passes_of,
 )
 from kd_launch.cost.constants import GB
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
-from kd_launch.cost.training import Recompute, Split, exposed, pass_seconds, step_seconds
+from kd_launch.cost.trained import Recompute, Split
+from kd_launch.cost.training import exposed, pass_seconds, step_seconds
 from kd_launch.plan import Payload
 
 
@@ -74,7 +77,7 @@ def _teacher_layer(setting: Setting, site: Site, fsdp: int, tp: int, block: int,
     floor, _ = floors(engine, device, compiled=setting.compiled)
     sequence = min(setting.sequence_length, int(tokens))
     work = _layer(setting, device, tokens, sequence, tp)
-    seconds = engine.teacher_factor * work.forward(floor)
+    seconds = engine.teacher_factor * beside_host(device, work.forward, floor)
     if tp > 1:
         size = device.width * tokens * setting.teacher.hidden
         seconds += 2 * fabric.stop_seconds(size, Group(tp, min(tp, block)))
@@ -143,7 +146,7 @@ def _layer(setting: Setting, device: Device, tokens: float, sequence: int, tp: i
         tp,
         attention=setting.attention,
         attention_speed=setting.engine.attention_speed,
-        compiled=setting.compiled,
+        passes=passes_of(setting.engine, device, compiled=setting.compiled),
         splits_sequence=False,
     )
 

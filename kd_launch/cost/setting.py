@@ -11,7 +11,7 @@ from kd_launch.cost.collectives import Fabric, fabric_of
 from kd_launch.cost.compute import WIDTH, Attention, Device, device_of, threads_of
 from kd_launch.cost.constants import Constants
 from kd_launch.cost.sizes import Sizes, sizes_of
-from kd_launch.cost.training import Trained
+from kd_launch.cost.trained import Trained
 from kd_launch.cost.transport import payload_bytes_per_token
 from kd_launch.plan import Payload
 from kd_launch.spec import Dtype

@@ -2,68 +2,18 @@
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from kd_launch.architecture import Architecture
-from kd_launch.catalog import Engine
-from kd_launch.cost.collectives import Collective, Fabric, Group
-from kd_launch.cost.compute import Attention, Device, LayerSeconds, floors, layer_seconds, optimizer_seconds
-from kd_launch.cost.sizes import Sizes
-
-Recompute = Literal["none", "selective", "full"]
-
-
-class Split(NamedTuple):
-    """How training lies on ranks: neighbours are tp ranks, then context, then shards, replicas, pipeline stages."""
-
-    replicas: int = 1
-    """Groups of `shards` ranks, each with sequences of its own and a whole training state."""
-    shards: int = 1
-    """Ranks that divide one training state, as far as `stage` says."""
-    stage: int = 0
-    """ZeRO: 1 divides the optimizer's state, 2 the gradients too, 3 the weights too."""
-    tp: int = 1
-    pp: int = 1
-    context: int = 1
-    """Ranks that divide the tokens of a sequence."""
-    interleave: int = 1
-    """Pieces of the model on each pipeline stage."""
-    recompute: Recompute = "none"
-    block: int = 8
-    """Every run of so many ranks lies inside one node."""
-
-    @property
-    def data(self) -> int:
-        """Ranks that divide the sequences of a batch."""
-        return self.replicas * self.shards // self.context
-
-    @property
-    def ranks(self) -> int:
-        return self.replicas * self.shards * self.tp * self.pp
-
-    @property
-    def reduces_each_time(self) -> bool:
-        """Gradients are reduced in every micro-batch, since whole ones are not kept; a pipeline keeps them."""
-        return self.stage >= 2 and self.pp == 1 and self.shards > 1
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """A model in training on equal devices. Compared by identity, which makes it a cheap cache key."""
-
-    model: Architecture
-    sizes: Sizes
-    device: Device
-    fabric: Fabric
-    engine: Engine
-    sequence_length: int
-    attention: Attention
-    compiled: bool
-    hiding: float
-    """Share of compute behind which communication can hide."""
-    copies: float = 0.0
-    """Times that sharded weights and gradients pass through memory on their way to the collective's buffers."""
+from kd_launch.cost.collectives import Collective, Group
+from kd_launch.cost.compute import (
+    LayerSeconds,
+    beside_host,
+    floors,
+    layer_seconds,
+    optimizer_seconds,
+    passes_of,
+)
+from kd_launch.cost.trained import Split, Trained, keeps_operators, local_parameters, updated_parameters
 
 
 class StepSeconds(NamedTuple):
@@ -78,6 +28,8 @@ class StepSeconds(NamedTuple):
     head: float
     """Logits, loss and their gradients."""
     tensor_parallel: float
+    expert_parallel: float
+    """Tokens on their way to experts and back."""
     pipeline: float
     """Bubble, uneven stages and messages."""
     data_parallel: float
@@ -102,6 +54,8 @@ class PassSeconds(NamedTuple):
     """Work that is computed twice."""
     tensor_parallel: float
     """Exposed traffic within forward and backward."""
+    expert_parallel: float
+    """Of it tokens on their way to experts and back."""
 
     @property
     def all(self) -> float:
@@ -125,10 +79,11 @@ def step_seconds(trained: Trained, split: Split, tokens: float, accumulation: in
         count * (layer.all - layer.tensor_parallel - device - layer.again),
         count * layer.again,
         accumulation * head / split.pp,
-        count * layer.tensor_parallel,
+        count * (layer.tensor_parallel - layer.expert_parallel),
+        count * layer.expert_parallel,
         _pipeline_seconds(trained, split, tokens, accumulation, layer.all, head),
         data_parallel_seconds(trained, split, accumulation, layer.forward, layer.backward),
-        optimizer_seconds(trained.device, _updated_parameters(trained.sizes, split), trained.engine),
+        optimizer_seconds(trained.device, updated_parameters(trained.sizes, split), trained.engine),
     )
     return StepSeconds(*parts, overhead=_overhead(trained, split, sum(parts)))
 
@@ -143,20 +98,29 @@ def _overhead(trained: Trained, split: Split, seconds: float) -> float:
 @functools.lru_cache(maxsize=65536)
 def pass_seconds(trained: Trained, split: Split, tokens: float) -> PassSeconds:
     """Forward and backward of one layer over `tokens` tokens of a rank."""
-    work = _work(trained, split.tp, tokens)
-    engine, full = trained.engine, split.recompute == "full"
-    floors_of = floors(engine, trained.device, compiled=trained.compiled)
-    floor_forward, floor_backward = (engine.compute_factor * floor for floor in floors_of)
-    traffic, again = _tensor_parallel(trained, split, tokens), _again(work, split)
-    forward = max(work.forward(0.0) + 2 * traffic, floor_forward)
-    backward = max(work.backward(0.0) + 2 * traffic, floor_backward)
+    work = _work(trained, split, tokens)
+    full = split.recompute == "full"
+    floor_forward, floor_backward = _floors(trained, split)
+    routed = _expert_parallel(trained, split, tokens)
+    traffic, again = _tensor_parallel(trained, split, tokens) + routed, _again(work, split)
+    forward = beside_host(trained.device, work.forward + 2 * traffic, floor_forward)
+    backward = beside_host(trained.device, work.backward + 2 * traffic, floor_backward)
     return PassSeconds(
         work=work,
         forward=forward,
         backward=backward + (forward if full else again),
         again=again,
         tensor_parallel=(6 if full else 4) * traffic,
+        expert_parallel=(6 if full else 4) * routed,
     )
+
+
+def _floors(trained: Trained, split: Split) -> tuple[float, float]:
+    """The host's seconds to launch a layer, forward and backward; experts on other ranks need more of it."""
+    sparse = trained.model.sparse_layers / trained.model.layers if split.experts > 1 else 0.0
+    factor = trained.engine.compute_factor * (1 + sparse * (trained.device.constants.routed_floor - 1))
+    forward, backward = floors(trained.engine, trained.device, compiled=trained.compiled)
+    return factor * forward, factor * backward
 
 
 def _again(work: LayerSeconds, split: Split) -> float:
@@ -174,22 +138,22 @@ def _again(work: LayerSeconds, split: Split) -> float:
     return 0.0 if work.is_flash else work.attention
 
 
-def keeps_operators(split: Split) -> bool:
-    """Selective recomputation by operator, as FSDP engines do; Megatron's recomputes the core of attention."""
-    return split.stage >= 2
+def _work(trained: Trained, split: Split, tokens: float) -> LayerSeconds:
+    return _work_of(trained, split.tp, split.experts, tokens)
 
 
 @functools.lru_cache(maxsize=65536)
-def _work(trained: Trained, tp: int, tokens: float) -> LayerSeconds:
+def _work_of(trained: Trained, tp: int, experts: int, tokens: float) -> LayerSeconds:
     work = layer_seconds(
         trained.device,
         trained.model,
         tokens,
         trained.sequence_length,
         tp,
+        expert_ranks=experts,
         attention=trained.attention,
         attention_speed=trained.engine.attention_speed,
-        compiled=trained.compiled,
+        passes=passes_of(trained.engine, trained.device, compiled=trained.compiled),
     )
     return work.slower(trained.engine.compute_factor)
 
@@ -203,6 +167,16 @@ def _tensor_parallel(trained: Trained, split: Split, tokens: float) -> float:
     seconds = trained.fabric.seconds(Collective.ALL_GATHER, size, group)
     seconds += trained.fabric.seconds(Collective.REDUCE_SCATTER, size, group)
     return (1 - trained.engine.tensor_parallel_overlap) * seconds
+
+
+def _expert_parallel(trained: Trained, split: Split, tokens: float) -> float:
+    """Seconds of one half of a layer's pass: its tokens' way to their experts, or back."""
+    if split.experts == 1:
+        return 0.0
+    model = trained.model
+    size = trained.device.width * tokens / split.tp * model.hidden
+    group = Group(split.experts, min(split.experts, split.block), peers=max(1, split.block // split.experts))
+    return model.sparse_layers / model.layers * trained.fabric.exchange_seconds(size, group, model.experts_per_token)
 
 
 def _pipeline_seconds(
@@ -226,11 +200,6 @@ def _pipeline_seconds(
     return accumulation * (beat - mean) + fill + 2 * hop * (accumulation + split.pp - 1)
 
 
-def _updated_parameters(sizes: Sizes, split: Split) -> float:
-    local = sizes.stage(split.pp) / split.tp
-    return local / split.shards if split.stage else local
-
-
 def data_parallel_seconds(trained: Trained, split: Split, accumulation: int, forward: float, backward: float) -> float:
     """Exposed seconds of a step; `forward` and `backward` of one layer.
 
@@ -243,12 +212,13 @@ def data_parallel_seconds(trained: Trained, split: Split, accumulation: int, for
     hide = functools.partial(exposed, hiding=trained.hiding, contention=trained.engine.contention)
     layers = -(-trained.model.layers // pp)
     root = sizes.root if pp == 1 else sizes.head
-    gather, gather_root = (_gather(trained, split, size) for size in (sizes.layer, root))
+    layer = local_parameters(sizes, split) / sizes.stage(pp) * split.tp * sizes.layer
+    gather, gather_root = (_gather(trained, split, size) for size in (layer, root))
     again = gather if split.stage == 3 and pp == 1 else 0.0
     each = layers * (hide(gather, forward) + hide(again, backward)) + gather_root
 
     def reduced(over: Split) -> float:
-        reduce, reduce_root = (_reduce(trained, over, size) for size in (sizes.layer, root))
+        reduce, reduce_root = (_reduce(trained, over, size) for size in (layer, root))
         return layers * (hide(again + reduce, backward) - hide(again, backward)) + reduce_root
 
     if not split.reduces_each_time:

@@ -1,7 +1,7 @@
 """A forward pass of one model over a batch, as a frozen teacher does it: replicate, fsdp, tp, pp and their products."""
 
 from kd_launch.catalog import Engine, find_engine
-from kd_launch.cost.compute import head_seconds, layer_seconds
+from kd_launch.cost.compute import head_seconds, layer_seconds, passes_of
 from kd_launch.cost.constants import GIB, Constants, load_constants
 from kd_launch.cost.memory import teacher_memory
 from kd_launch.cost.roles import TeacherSeconds, teacher_seconds
@@ -43,6 +43,7 @@ def estimate_forward(request: Request, constants: Constants | None = None, engin
     return estimate_of(
         request,
         constants,
+        loss="plain",
         micro=micro,
         accumulation=count,
         terms=_terms(setting, site, degrees, micro * request.sequence_length, count, seconds(micro)),
@@ -92,7 +93,7 @@ def _terms(
         degrees.tp,
         attention=setting.attention,
         attention_speed=setting.engine.attention_speed,
-        compiled=setting.compiled,
+        passes=passes_of(setting.engine, device, compiled=setting.compiled),
     )
     share = count * model.layers / degrees.pp
     head = count * head_seconds(device, tokens, model.vocabulary / degrees.tp, model.hidden) / degrees.pp

@@ -6,11 +6,13 @@ from typing import Literal
 from kd_launch.architecture import Architecture
 from kd_launch.catalog import Gpu
 from kd_launch.cost.compute import Attention
-from kd_launch.cost.training import Recompute
+from kd_launch.cost.trained import Recompute
 from kd_launch.errors import SpecError
 
 Precision = Literal["bf16", "fp16", "fp32", "fp8"]
 Stage = Literal[0, 1, 2, 3]
+Loss = Literal["auto", "plain", "fused"]
+Trainer = Literal["auto", "torch-fsdp", "megatron"]
 DTYPES: dict[Precision, Literal["bfloat16", "float16", "float32", "float8"]] = {
     "bf16": "bfloat16",
     "fp16": "float16",
@@ -31,6 +33,8 @@ class Request:
     pp: int = 1
     cp: int = 1
     """Ranks that divide the tokens of a sequence (context parallelism)."""
+    ep: int = 1
+    """Ranks that divide the experts of a layer (expert parallelism)."""
     zero: Stage = 3
     sequence_length: int = 4096
     global_batch_size: int | None = None
@@ -41,6 +45,10 @@ class Request:
     dtype: Precision = "bf16"
     attention: Attention = "flash"
     compile: bool = False
+    engine: Trainer = "auto"
+    """Who trains; auto: by the ZeRO stage, sharded gradients and weights are FSDP's, less is Megatron's."""
+    loss: Loss = "auto"
+    """plain: float32 copies of all logits; fused: of none; auto: plain, in pieces where only they fit."""
     interleave: int = 1
     """Pieces of the model on each pipeline stage."""
     inter_node_gb_per_s: float | None = None
@@ -51,9 +59,9 @@ class Request:
         return self.gpus // (self.tp * self.pp * self.cp)
 
     @property
-    def engine(self) -> str:
-        """Who trains in that ZeRO stage: sharded gradients and weights are FSDP's, less is Megatron's."""
-        if self.zero >= 2:
+    def engine_name(self) -> str:
+        """Of the catalog."""
+        if self.engine == "torch-fsdp" or (self.engine == "auto" and self.zero >= 2):
             return "torch-fsdp"
         return "megatron-fp8" if self.dtype == "fp8" else "megatron"
 
@@ -75,6 +83,7 @@ class Request:
             "--tp": self.tp,
             "--pp": self.pp,
             "--cp": self.cp,
+            "--ep": self.ep,
             "--interleave": self.interleave,
             "--sequence-length": self.sequence_length,
             "--global-batch-size": self.global_batch_size,
@@ -95,6 +104,13 @@ class Request:
             found.append(f"--gpus must be a multiple of tp x pp x cp = {split}, is {self.gpus}")
         if model.heads % self.tp:
             found.append(f"--tp must divide the model's {model.heads} attention heads, is {self.tp}")
+        stage = self.gpus // self.pp
+        if self.ep > 1 and not model.sparse_layers:
+            found.append(f"--ep must be 1 for a model without experts, is {self.ep}")
+        elif self.ep > 1 and (model.experts % self.ep or stage % self.ep):
+            found.append(
+                f"--ep must divide the model's {model.experts} experts and a stage's {stage} ranks, is {self.ep}"
+            )
         if self.pp > model.layers:
             found.append(f"--pp must be at most the model's {model.layers} layers, is {self.pp}")
         if not self.gpu.supports(DTYPES[self.dtype]) or self.gpu.peak_flops_per_s(DTYPES[self.dtype]) is None:

@@ -1,11 +1,15 @@
 """Estimate: what `estimate` answers. Its JSON is a promise: keys are added, never renamed."""
 
+from typing import Literal
+
 from pydantic import BaseModel
 
 from kd_launch.cost.constants import GIB, Constants
 from kd_launch.cost.training_memory import Parts
 from kd_launch.estimate.request import DTYPES, Request
 from kd_launch.plan import VALUE, Interval
+
+Loss = Literal["plain", "pieces", "fused"]
 
 
 class Estimate(BaseModel):
@@ -23,6 +27,8 @@ class Estimate(BaseModel):
     memory_limit_gib: float
     memory_parts_gib: dict[str, float]
     fits: bool
+    loss: Loss
+    """plain: float32 copies of all logits; pieces: of so many at a time as fit; fused: of none."""
     breakdown: dict[str, float]
     """Seconds by term; they sum to the median step."""
     parameters: int
@@ -40,6 +46,7 @@ def estimate_of(
     accumulation: int,
     terms: dict[str, float],
     parts: Parts,
+    loss: Loss,
     passes: int,
     spread: tuple[float, float],
 ) -> Estimate:
@@ -61,6 +68,7 @@ def estimate_of(
         memory_limit_gib=limit,
         memory_parts_gib=shown,
         fits=total <= limit,
+        loss=loss,
         breakdown=terms,
         parameters=request.model.parameters,
         global_batch_size=batch,
@@ -68,3 +76,11 @@ def estimate_of(
         gradient_accumulation_steps=accumulation,
         data_parallel=request.data_parallel,
     )
+
+
+def in_pieces(whole: Estimate) -> Estimate:
+    """The same with a loss that computes so many logits at a time as fill the memory."""
+    parts = dict(whole.memory_parts_gib)
+    parts["logits"] -= whole.memory_gib - whole.memory_limit_gib
+    changes = {"memory_gib": whole.memory_limit_gib, "memory_parts_gib": parts, "fits": True, "loss": "pieces"}
+    return whole.model_copy(update=changes)

@@ -1,24 +1,38 @@
 """A training step of one model, in time and memory."""
 
+from dataclasses import replace
+
 from kd_launch.catalog import Engine, find_engine
 from kd_launch.cost.compute import cross_entropy_seconds
 from kd_launch.cost.constants import GIB, Constants, load_constants
 from kd_launch.cost.setting import Site
 from kd_launch.cost.sizes import sizes_of
-from kd_launch.cost.training import Split, StepSeconds, Trained, step_seconds
+from kd_launch.cost.trained import Split, Trained
+from kd_launch.cost.training import StepSeconds, step_seconds
 from kd_launch.cost.training_memory import Parts, training_memory
 from kd_launch.estimate.batches import batches
 from kd_launch.estimate.hardware import site_for
 from kd_launch.estimate.request import Request
-from kd_launch.estimate.result import Estimate, estimate_of
+from kd_launch.estimate.result import Estimate, estimate_of, in_pieces
 
 
 def estimate_training(request: Request, constants: Constants | None = None, engine: Engine | None = None) -> Estimate:
-    """One optimizer step. Raises SpecError for what cannot be."""
+    """One optimizer step. Raises SpecError for what cannot be.
+
+    loss auto: in pieces as large as there is room for, where it does not fit at once and a fused one does.
+    """
     request.check()
-    constants, engine = constants or load_constants(), engine or find_engine(request.engine)
+    constants, engine = constants or load_constants(), engine or find_engine(request.engine_name)
+    whole = _estimated(request, constants, engine, fused=request.loss == "fused")
+    if whole.fits or request.loss != "auto":
+        return whole
+    asked = replace(request, micro_batch_size=whole.micro_batch_size)
+    return in_pieces(whole) if _estimated(asked, constants, engine, fused=True).fits else whole
+
+
+def _estimated(request: Request, constants: Constants, engine: Engine, *, fused: bool) -> Estimate:
     site, split = site_for(request, constants), split_of(request)
-    trained = trained_on(request, site, engine)
+    trained = trained_on(request, site, engine, fused=fused)
 
     def memory(micro: int, accumulation: int) -> Parts:
         tokens = micro * request.sequence_length
@@ -37,6 +51,7 @@ def estimate_training(request: Request, constants: Constants | None = None, engi
     return estimate_of(
         request,
         constants,
+        loss="fused" if fused else "plain",
         micro=micro,
         accumulation=accumulation,
         terms=step(micro, accumulation)._asdict(),
@@ -56,14 +71,17 @@ def split_of(request: Request) -> Split:
         tp=request.tp,
         pp=request.pp,
         context=request.cp,
+        experts=request.ep,
         interleave=request.interleave,
         recompute=request.recompute,
         block=min(request.gpus, max(request.gpus_per_node, request.gpu.link_domain or 0)),
     )
 
 
-def trained_on(request: Request, site: Site, engine: Engine) -> Trained:
+def trained_on(request: Request, site: Site, engine: Engine, *, fused: bool) -> Trained:
     assert site.student_device is not None  # the request was checked
+    if request.dtype == "fp16":
+        engine = replace(engine, gradient_bytes=engine.half_gradient_bytes)
     return Trained(
         model=request.model,
         sizes=sizes_of(request.model),
@@ -74,11 +92,12 @@ def trained_on(request: Request, site: Site, engine: Engine) -> Trained:
         attention=request.attention,
         compiled=request.compile,
         hiding=site.hiding(engine),
+        fused_loss=fused,
     )
 
 
 def head_and_loss(trained: Trained, split: Split, tokens: float) -> float:
     """Logits and cross-entropy of one micro-batch, forward and backward, split over the vocabulary."""
-    model, compiled = trained.model, trained.compiled
+    model, fused = trained.model, trained.compiled or trained.fused_loss
     vocabulary = model.vocabulary / split.tp
-    return cross_entropy_seconds(trained.device, tokens / split.context, vocabulary, model.hidden, compiled=compiled)
+    return cross_entropy_seconds(trained.device, tokens / split.context, vocabulary, model.hidden, fused=fused)
