@@ -7,36 +7,38 @@ from plan_cases import TINY_STUDENT, TINY_TEACHER, pool, setting_of, site, slurm
 
 from kd_launch.cost.roles import student_fault_seconds
 from kd_launch.cost.setting import TeacherDegrees
-from kd_launch.planner.crowding import fair_seconds
+from kd_launch.planner.crowding import shared_seconds
 from kd_launch.planner.search import make_plan
 
 WORKS = st.lists(st.tuples(st.integers(1, 8), st.floats(0, 100)), min_size=1, max_size=3)
 
 
-def test_three_ranks_on_two_cores_are_slowed_alike_until_the_first_are_through():
-    assert fair_seconds(0.5, (1, 4.0), (2, 1.0)) == pytest.approx(1.5 + 3.0)
+def test_of_three_ranks_on_two_cores_the_busiest_keeps_one():
+    assert shared_seconds(0.5, (1, 4.0), (2, 1.0)) == 4.0
+
+
+def test_work_for_more_than_all_cores_takes_longer():
+    assert shared_seconds(0.5, (3, 4.0), (1, 1.0)) == pytest.approx(6.5)
 
 
 def test_two_that_have_a_core_each_do_not_meet():
-    assert fair_seconds(0.5, (1, 4.0), (1, 1.0)) == 4.0
+    assert shared_seconds(0.5, (1, 4.0), (1, 1.0)) == 4.0
 
 
 def test_gpus_are_shared_by_none():
-    assert fair_seconds(0.0, (8, 4.0), (64, 5.0)) == 5.0
+    assert shared_seconds(0.0, (8, 4.0), (64, 5.0)) == 5.0
 
 
 @given(crowding=st.floats(0, 1), works=WORKS)
-def test_it_takes_what_all_cores_need_for_all_work_or_longer(crowding, works):
-    seconds = fair_seconds(crowding, *works)
-    all_work = sum(ranks * work for ranks, work in works)
-    assert seconds >= 0.999 * max(crowding * all_work, *(work for _, work in works), 0.0)
+def test_it_takes_no_longer_than_if_nobody_ever_had_a_core_alone(crowding, works):
+    seconds = shared_seconds(crowding, *works)
     assert seconds <= 1.001 * max(1.0, crowding * sum(ranks for ranks, _ in works)) * max(work for _, work in works)
 
 
 @given(crowding=st.floats(0, 1), works=WORKS, more=st.floats(0, 10))
 def test_more_work_never_takes_less(crowding, works, more):
     (ranks, work), *others = works
-    assert fair_seconds(crowding, (ranks, work + more), *others) >= 0.999 * fair_seconds(crowding, *works)
+    assert shared_seconds(crowding, (ranks, work + more), *others) >= 0.999 * shared_seconds(crowding, *works)
 
 
 @pytest.mark.parametrize(("gpu", "costs"), [("CPU", True), ("H100-SXM-80", False)])

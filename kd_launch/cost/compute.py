@@ -169,6 +169,17 @@ def _elementwise_bytes(device: Device, model: Architecture, tokens: float, whole
     return traffic * tokens
 
 
+def forward_bytes(device: Device, model: Architecture, tokens: float, tp: int = 1) -> float:
+    """What one layer's forward writes, whole hidden states on every one of `tp` ranks: half of its elementwise traffic,
+    and what its products give."""
+    sparse = model.sparse_layers / model.layers
+    mlp = (1 - sparse) * model.intermediate + sparse * _active_width(model)
+    heads = (model.heads + 2 * model.kv_heads) * model.head_dim
+    products = 2 * model.hidden + (heads + (2 if model.gated_mlp else 1) * mlp) / tp
+    elementwise = _elementwise_bytes(device, model, tokens / tp, tp, passes=1.0)
+    return elementwise / 2 + device.width * tokens * products
+
+
 def _attention_seconds(
     device: Device, model: Architecture, tokens: float, sequence_length: int, flash: float | None
 ) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from kd_launch.cost.compute import (
     LayerSeconds,
     beside_host,
     floors,
+    forward_bytes,
     gradient_sum_seconds,
     head_seconds,
     layer_seconds,
@@ -84,7 +85,7 @@ def _teacher_layer(setting: Setting, site: Site, fsdp: int, tp: int, block: int,
     if fsdp > 1:
         gather = _teacher_gather(setting, site, fsdp, tp, block, setting.teacher_sizes.layer)
         seconds += exposed(gather, seconds, site.hiding(engine), engine.contention)
-        seconds += fault_seconds(setting, site, _written(work, device))
+        seconds += fault_seconds(setting, site, forward_bytes(device, setting.teacher, tokens, tp))
     return seconds
 
 
@@ -110,22 +111,20 @@ def _teacher_gather(setting: Setting, site: Site, fsdp: int, tp: int, block: int
     inside = max(1, min(fsdp, block // tp))
     group = Group(fsdp, inside, peers=max(1, block // inside))
     size = setting.teacher_width * parameters / tp
-    seconds = site.fabric.seconds(Collective.ALL_GATHER, size, group)
-    return setting.engine.gather_factor * seconds + fault_seconds(setting, site, size)
+    seconds = setting.engine.gather_factor * site.fabric.seconds(Collective.ALL_GATHER, size, group)
+    if site.pool.is_cpu and site.teacher_device is not None:
+        seconds += setting.constants.links.cpu_copies * size / site.teacher_device.bytes_per_s
+    return seconds + fault_seconds(setting, site, 2 * size)  # the collective's buffer, and the weights
 
 
 def student_fault_seconds(setting: Setting, site: Site, degrees: TeacherDegrees, tokens: int) -> float:
     """What a micro-batch of the student takes longer in the process of such a teacher; 0 where it has its own."""
-    if degrees.fsdp == 1 or not site.pool.is_cpu:
+    device = site.student_device
+    if degrees.fsdp == 1 or not site.pool.is_cpu or device is None:
         return 0.0
-    trained = setting.trained(site)
-    written = setting.student.layers * _written(pass_seconds(trained, Split(1, 1, 0), tokens).work, trained.device)
-    return fault_seconds(setting, site, 3 * written)  # in the backward twice as much as in the forward
-
-
-def _written(work: LayerSeconds, device: Device) -> float:
-    """Bytes of a layer's forward: half of its elementwise traffic, since the other half is read."""
-    return work.elementwise * device.bytes_per_s / 2
+    layers = setting.student.layers * forward_bytes(device, setting.student, tokens)
+    loss = setting.loss_traffic / 2 * tokens * setting.vocabulary  # half of it is read
+    return fault_seconds(setting, site, 3 * layers + loss)  # in the backward twice as much as in the forward
 
 
 def fault_seconds(setting: Setting, site: Site, size: float) -> float:

@@ -65,7 +65,8 @@ class Trained:
     fused_loss: bool = False
     """The logits pass through memory as few times as can be, and no float32 copy of them is kept."""
     copies: float = 0.0
-    """Times that sharded weights and gradients pass through memory on their way to the collective's buffers."""
+    """Times that weights and gradients pass through memory on their way to and from the collective's buffers, those of
+    one shard too."""
 
     @property
     def drops_out(self) -> bool:

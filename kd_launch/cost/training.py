@@ -206,7 +206,7 @@ def data_parallel_seconds(trained: Trained, split: Split, accumulation: int, for
     Sharded weights are gathered in each micro-batch, and sharded gradients reduced, since keeping whole ones would cost
     the memory that sharding saves. Otherwise, and in a pipeline, both happen once a step, as sums over replicas do.
     """
-    if split.replicas * split.shards == 1:
+    if split.replicas * split.shards == 1 and not trained.copies:
         return 0.0
     sizes, pp = trained.sizes, split.pp
     hide = functools.partial(exposed, hiding=trained.hiding, contention=trained.engine.contention)
@@ -237,11 +237,12 @@ def exposed(communication: float, compute: float, hiding: float, contention: flo
 
 
 def _gather(trained: Trained, split: Split, parameters: float) -> float:
-    if split.stage == 0 or split.shards == 1:
-        return 0.0
     size = trained.device.width * parameters / split.tp
-    seconds = trained.fabric.seconds(Collective.ALL_GATHER, size, _shard_group(split))
-    return trained.engine.gather_factor * seconds + trained.copies * size / trained.device.bytes_per_s
+    seconds = trained.copies * size / trained.device.bytes_per_s
+    if split.stage == 0 or split.shards == 1:
+        return seconds
+    gather = trained.fabric.seconds(Collective.ALL_GATHER, size, _shard_group(split))
+    return seconds + trained.engine.gather_factor * gather
 
 
 def _reduce(trained: Trained, split: Split, parameters: float) -> float:
