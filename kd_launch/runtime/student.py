@@ -66,6 +66,7 @@ class Trainer:
         self._progress, self._recorder = progress, recorder
         self._items: Iterator[Item] = batches.items_of_student(world.role_rank, recorder.begin)
         self._due = Due(run.spec.checkpoint.every_steps)
+        self._has_warned = False
 
     def train(self, metrics: MetricsFile | None) -> None:
         """All steps and evaluations of the schedule, from where this attempt begins."""
@@ -120,8 +121,20 @@ class Trainer:
     def _save_if_due(self, done: int, saving: bool, failed: bool) -> None:
         """Not after a bad step: the checkpoint waits for a good one. What the last step leaves, `save_last` saves."""
         held = saving or self._recorder.bad_steps > 0
+        if saving and self._due.takes_longer(done):
+            self._warn_of_slow_disk()
         if done < self._run.spec.training.steps and self._due.after(done, held, failed):
             self._saver.start(self.state(done))
+
+    def _warn_of_slow_disk(self) -> None:
+        """Once: what a fault costs is no longer bounded by the interval."""
+        if self._metrics is not None and not self._has_warned:
+            say(
+                f"warning: {self._saver.folder}: a checkpoint takes longer than checkpoint.every_steps "
+                f"({self._run.spec.checkpoint.every_steps}), and the next one waits for it: a fault may cost all steps "
+                "since the save before; raise every_steps, or write to a faster disk"
+            )
+        self._has_warned = True
 
     def state(self, done: int) -> SavedState:
         """What a checkpoint says of the training when so many steps are done. While the gate is closed, or between
