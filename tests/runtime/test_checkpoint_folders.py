@@ -73,6 +73,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file that others may write": (lambda it: tensors(it).chmod(0o666), "others may write __0_0.distcp (mode 0666)"),
     "a folder that others may write": (lambda it: it.chmod(0o775), "others may write step-00000003 (mode 0775)"),
     "a link": (lambda it: (tensors(it).rename(it / "x"), tensors(it).symlink_to(it / "x")), "is a link or a device"),
+    "a file that was not there": (
+        lambda it: (it / TENSORS / ".metadata").write_bytes(b"cos\nsystem\n"),
+        "manifest.json does not name model-optim/.metadata",
+    ),
     "a path out of it": (
         lambda it: (it / MANIFEST).write_text(json.dumps({"files": {"../x": {"bytes": 1, "sha256": ""}}})),
         "names ../x, which is not in the checkpoint",

@@ -94,6 +94,9 @@ def verify(folder: Path, sums: Sums, names: Iterable[str] | None = None, late: f
         UnsoundError: names the first file that is not what was written.
     """
     _trust(folder / TENSORS)
+    for path in (*(folder / TENSORS).glob("*.distcp"), *(folder / TENSORS).glob(".metadata")):  # all that torch reads
+        if f"{TENSORS}/{path.name}" not in sums:
+            raise UnsoundError(f"{MANIFEST} does not name {TENSORS}/{path.name}")
     for name, expected in sums.items():
         _wait_for(folder / name, expected.bytes, late)
         _trust(folder / name)
