@@ -26,6 +26,7 @@ from kd_launch.runtime.models import export
 from kd_launch.runtime.optimizer import clip_gradients, learning_rate, set_learning_rate
 from kd_launch.runtime.parallel import DistilledStudent, reduce_gradients, whole_state
 from kd_launch.runtime.record import Recorder, StepResult
+from kd_launch.runtime.room import write_patiently
 from kd_launch.runtime.world import World
 
 # Steps in a row whose loss or gradient is not finite, after which the run fails: it would not recover by itself.
@@ -147,7 +148,7 @@ class Trainer:
             try:
                 self._saver.save_now(lambda: self.state(self._run.spec.training.steps))
             except SaveError:
-                say("warning: the finished state is not saved; if the export fails, the last steps are made again")
+                say("warning: the finished state is not saved; if the export fails, too, the last steps are made again")
 
     def evaluate(self) -> dict[str, float]:
         """Means over the held-out loss tokens, under the names of `losses.STATISTICS`."""
@@ -210,6 +211,7 @@ def finish(world: World, run: RunPlan, run_dir: RunDir, student: DistilledStuden
     with progress.waiting("all students: the weights"):
         state = whole_state(student, keep=world.is_first_student)
     if world.is_first_student:
-        export(student.model.config, state, run.spec, run_dir.model)
+        config = student.model.config
+        write_patiently(run_dir.model, lambda: export(config, state, run.spec, run_dir.model), progress)
     with progress.waiting("the first student to write the model"):
         dist.barrier(group=world.student_group)
