@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from run_folders import make_run
 
 from kd_launch.errors import SpecError
+from kd_launch.plan import read_run_plan
 from kd_launch.run_dir import RunDir
 from kd_launch.runtime.checkpoint import manifest
 from kd_launch.runtime.checkpoint.choice import choose
@@ -30,10 +32,11 @@ from kd_launch.runtime.checkpoint.manifest import (
 )
 from kd_launch.runtime.checkpoint.manifest import write_manifest as write
 from kd_launch.runtime.checkpoint.saver import SaveError, Saver, Storage
-from kd_launch.runtime.checkpoint.state import SavedState
+from kd_launch.runtime.checkpoint.state import STATE, SavedState, read_state
 from kd_launch.runtime.checkpoint.tensors import Copies, TrainState
 from kd_launch.runtime.heartbeat import Progress
 from kd_launch.runtime.metrics import MetricsFile
+from kd_launch.runtime.record import Recorder
 
 
 def make(run: RunDir, step: int, data: bytes = b"weights", attempt: int = 1) -> Path:
@@ -173,6 +176,33 @@ def test_where_modes_come_out_otherwise_the_save_fails_and_not_the_next_attempt(
     assert run.checkpoint_steps() == []
     saver.save_now(lambda: saved)
     assert run.checkpoint_steps() == [1]
+
+
+def test_a_checkpoint_of_another_training_is_refused(run: RunDir, tmp_path: Path) -> None:
+    plan = read_run_plan(make_run(tmp_path / "made").plan)
+    folder = begin(run, 3, 1)
+    (folder / STATE).write_text(Recorder(plan, 1, torch.device("cpu"), None).state(3).model_dump_json())
+    assert read_state(folder, plan).step == 3
+    training = plan.spec.training.model_copy(update={"learning_rate": 0.5})
+    other = plan.model_copy(update={"spec": plan.spec.model_copy(update={"training": training})})
+    words = (
+        r"was made with training\.learning_rate .* but the run has 0\.5; .* submit another run, or remove its checkp"
+    )
+    with pytest.raises(SpecError, match=words):
+        read_state(folder, other)
+
+
+def test_a_checkpoint_of_another_student_is_refused(run: RunDir, alone: dist.ProcessGroup) -> None:
+    run.plan.write_text("{}")
+    states = []
+    for size in (2, 3):
+        model = torch.nn.Linear(size, 2)
+        states.append(TrainState(model, torch.optim.SGD(model.parameters())))
+    saver = Saver(Storage(run, 1, 2, 0, alone), states[0], Copies(torch.device("cpu")), 0, lambda: None)
+    saver.save_now(lambda: SavedState(step=1, attempt=1, time=0, next_sequence=1, learning_rate=0, decides={}))
+    states[0].load(run.checkpoint(1) / TENSORS, alone)
+    with pytest.raises(SpecError, match="is of another student: parameter weight differs"):
+        states[1].load(run.checkpoint(1) / TENSORS, alone)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
