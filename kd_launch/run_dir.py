@@ -147,7 +147,7 @@ class RunDir:
 
     def attempt_numbers(self) -> list[int]:
         """Attempts that were begun, in order."""
-        names = (re.fullmatch(r"attempt-(\d+)", path.name) for path in self.attempts.glob("attempt-*"))
+        names = (re.fullmatch(r"attempt-(\d{1,6})", path.name) for path in self.attempts.glob("attempt-*"))
         return sorted(int(match[1]) for match in names if match)
 
 

@@ -216,7 +216,8 @@ class Checkpoint(BaseModel):
     model_config = CLOSED
 
     every_steps: Positive = 200
-    """Steps between checkpoints."""
+    """Steps between checkpoints: what a fault costs at most, beside the steps made while one is written. One that takes
+    longer than that puts off the next."""
     keep: Positive = 2
     """Newest checkpoints that are kept."""
 

@@ -183,6 +183,9 @@ class RunController(Controller):  # type: ignore[misc]
     """Starts the ranks of one attempt, watches them, and writes how they ended."""
 
     def __init__(self, order: Order, logs: ExitStack) -> None:
+        from kd_launch.local.hanging import Hanging  # not above: every rank waits for the imports of this module
+        from kd_launch.plan import read_run_plan
+
         self._order = order
         self._supervisor: Supervisor | None = None
         super().__init__(order.folder)  # reads the SUBMITIT_ variables and takes SIGTERM
@@ -193,7 +196,8 @@ class RunController(Controller):  # type: ignore[misc]
         lines = [
             RankCommandLine(rank, role, self.command, self._variables(rank)) for rank, role in enumerate(order.roles)
         ]
-        self._supervisor = Supervisor(lines, files, order.patience, on_death=self._record, say=_say)
+        hanging = Hanging(order.run, order.attempt, read_run_plan(order.run.plan), time.monotonic())
+        self._supervisor = Supervisor(lines, files, order.patience, on_death=self._record, say=_say, hanging=hanging)
 
     def _forward_signal(self, signum: int, *_: object) -> None:
         """TERM means cancel: the ranks are ended and the end is recorded."""

@@ -45,7 +45,7 @@ def shard_names(folder: Path) -> list[str]:
     Raises:
         SpecError: the index cannot be read, or names a file that is not in the folder itself.
     """
-    return sorted(set(_index(folder).values())) if (folder / INDEX).is_file() else [SINGLE]
+    return sorted(set(read_index(folder).values())) if (folder / INDEX).is_file() else [SINGLE]
 
 
 def missing_weights(folder: Path) -> str | None:
@@ -62,7 +62,7 @@ def read_weights(folder: Path) -> dict[str, Stored]:
     tensors: dict[str, Stored] = {}
     for name in shard_names(folder):
         tensors |= read_header(folder / name)
-    for tensor, file in (_index(folder) if (folder / INDEX).is_file() else {}).items():
+    for tensor, file in (read_index(folder) if (folder / INDEX).is_file() else {}).items():
         if tensor not in tensors or tensors[tensor].file.name != file:
             raise SpecError(f"{folder / file}: has no tensor '{printable(tensor, 80)}', which {INDEX} says; {_AGAIN}")
     return tensors
@@ -103,8 +103,12 @@ def _entry(value: Any) -> tuple[str, tuple[int, ...], int]:
     return dtype, shape, end
 
 
-def _index(folder: Path) -> dict[str, str]:
-    """Tensor name -> file name."""
+def read_index(folder: Path) -> dict[str, str]:
+    """Tensor name -> file name, as the index of a model folder says.
+
+    Raises:
+        SpecError: it cannot be read, or names a file that is not in the folder itself.
+    """
     path = folder / INDEX
     try:
         found = {str(tensor): str(name) for tensor, name in json.loads(path.read_bytes())["weight_map"].items()}

@@ -17,6 +17,7 @@ RUNTIME_MAY_IMPORT = {
     "kd_launch", "kd_launch.runtime", "kd_launch.errors", "kd_launch.architecture", "kd_launch.cluster",
     "kd_launch.spec", "kd_launch.plan", "kd_launch.run_dir", "kd_launch.tokens", "kd_launch.sources",
     "kd_launch.model_source", "kd_launch.weight_files", "kd_launch.decisive", "kd_launch.probe",
+    "kd_launch.secret_names",
 }  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "templates" not in path.parts)
 

@@ -39,8 +39,27 @@ def test_a_secret_is_written_into_no_script(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"environment": {"DB_PASSWORD": "pa$$word'1"}}, "environment: DB_PASSWORD looks like"),
+        ({"environment": {"PGPASSWORD": "correct-horse"}}, "environment: PGPASSWORD looks like"),
+        ({"environment": {"https_proxy": "http://me:horse@proxy:3128"}}, "environment: https_proxy looks like"),
+        ({"setup": "hf auth login --token hf_" + "aB3" * 11}, r"setup: a token of Hugging Face \(hf_\.\.\.\) looks"),
+        ({"pool": {"sbatch": ["--export=ALL,HF_TOKEN=" + VALUE]}}, "pool h100: sbatch: HF_TOKEN looks like"),
+        ({"pool": {"srun": ["--export=HF_TOKEN=" + VALUE]}}, "pool h100: srun: HF_TOKEN looks like"),
+    ],
+)
+def test_secrets_in_other_places(changes: dict[str, Any], words: str) -> None:
+    cluster = cluster_of(pool("h100", **changes.get("pool", {})), **{k: v for k, v in changes.items() if k != "pool"})
+    with pytest.raises(SpecError, match=words):
+        replace(CASES["hetstep"], cluster=cluster).text()
+
+
+@pytest.mark.parametrize(
     "changes",
     [
+        {"environment": {"https_proxy": "http://proxy:3128", "SSL_KEY": "/etc/ssl/site.key"}, "setup": "echo TOKEN"},
+        {"setup": "export https_proxy=http://$ME:$TOKEN_OF_MINE@proxy:3128"},
         {"setup": "export HF_TOKEN=$(< ~/.token)"},
         {"setup": 'export HF_TOKEN="$TOKEN_OF_MINE"'},
         {"setup": "export SSL_KEY=/etc/ssl/site.key"},

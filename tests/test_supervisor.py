@@ -114,6 +114,19 @@ def test_the_first_death_counts_and_is_told_once() -> None:
     assert len(deaths) == 1
 
 
+def test_ranks_that_hang_are_ended_and_none_of_them_counts_as_the_first_death() -> None:
+    asked = list[float]()
+
+    def hanging(now: float) -> str | None:
+        asked.append(now)
+        return "teacher rank 0 (silent)" if len(asked) == 3 else None
+
+    made, _, deaths = supervisor([FOREVER, DEAF], hanging=hanging)
+    end = made.run()
+    assert end.exit_codes == (-signal.SIGTERM, -signal.SIGKILL)
+    assert (end.first, deaths, end.cancelled, len(asked)) == (None, [], False, 3)
+
+
 def test_cancel_ends_all() -> None:
     made, _, deaths = supervisor([FOREVER, DEAF])
     ticks = iter(range(10**9))

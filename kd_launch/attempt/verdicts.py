@@ -101,6 +101,11 @@ def observe(before: Watched, beats: Iterable[Heartbeat], trains: bool, seconds: 
     return Watched(seconds, since, {**before.ranks, **seen})
 
 
+def anew(watched: Watched) -> Watched:
+    """For a watch that begins again, of ranks that may train already."""
+    return Watched(training_since=None if watched.training_since is None else 0.0)
+
+
 def _sight(before: Sighting | None, beat: Heartbeat, seconds: float) -> Sighting:
     if before is None:
         return Sighting(beat, seconds, seconds, seconds, seconds)

@@ -10,7 +10,7 @@ from kd_launch.attempt.evidence import gather, heartbeats_of, is_cancelled, is_s
 from kd_launch.attempt.failures import FailureRecord, write_failure
 from kd_launch.attempt.place import Seats
 from kd_launch.attempt.say import say
-from kd_launch.attempt.verdicts import Limits, Verdict, Watched, judge, observe
+from kd_launch.attempt.verdicts import Limits, Verdict, Watched, anew, judge, observe
 from kd_launch.errors import SpecError
 from kd_launch.local.processes import ProcessIdentity, identify, is_alive, send
 from kd_launch.run_dir import RunDir, write_json, write_whole
@@ -96,8 +96,8 @@ def _consider(subject: Subject, before: Watched, seconds: float, alone: float | 
     except OSError as error:
         say(f"cannot look at {subject.run.path}: {error.strerror or error}")
         return before, None
-    if reason is not None and reason.record is not None and not _can_write(subject):
-        return Watched(training_since=None if watched.training_since is None else 0.0), None
+    if reason is not None and reason.record is not None and not can_write(subject.run, subject.attempt):
+        return anew(watched), None
     return watched, reason
 
 
@@ -145,14 +145,14 @@ def _record_of(subject: Subject, watched: Watched, verdict: Verdict) -> FailureR
     )  # fmt: skip
 
 
-def _can_write(subject: Subject) -> bool:
+def can_write(run: RunDir, attempt: int) -> bool:
     """A full disk silences every rank, and none of them is to blame."""
-    probe = subject.run.attempt(subject.attempt) / ".probe"
+    probe = run.attempt(attempt) / ".probe"
     try:
         write_whole(probe, _PROBE)
         probe.unlink()
     except OSError as error:
-        say(f"signs of life are not judged while {subject.run.path} cannot be written: {error.strerror}")
+        say(f"signs of life are not judged while {run.path} cannot be written: {error.strerror}")
         return False
     return True
 

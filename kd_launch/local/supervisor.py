@@ -168,15 +168,18 @@ class Supervisor:
         say: Callable[[str], None],
         start: Callable[[Sequence[str], Mapping[str, str]], Process] = start_rank,
         clock: Callable[[], float] = time.monotonic,
+        hanging: Callable[[float], str | None] = lambda _: None,
     ) -> None:
         """
         Args:
+            hanging: why ranks that live must be ended all the same; asked at every tick.
             logs: unbuffered log of each role.
             on_death: told once of the first death, when the ranks have had the time to write their own record.
             say: one line for the log of the attempt.
         """
         self._lines, self._logs, self._patience = lines, logs, patience
         self._on_death, self._say, self._start_rank, self._clock = on_death, say, start, clock
+        self._hanging = hanging
         self._live: dict[int, _Live] = {}
         self._exit_codes: list[int | None] = [None] * len(lines)
         self._course = Course()
@@ -256,6 +259,9 @@ class Supervisor:
         if now >= self._limit_at and not self._sent and self._live:
             self._timed_out = True
             self._course = self._course.ending(now, self._patience.cancel)
+        if not self._sent and self._live and (words := self._hanging(now)) is not None:
+            self._say(f"ends the ranks: {words}")
+            self._course = self._course.ending(now, self._patience.peers)
         for due, number in ((self._course.term_at, signal.SIGTERM), (self._course.kill_at, signal.SIGKILL)):
             if now >= due and number not in self._sent:
                 self._sent.add(number)

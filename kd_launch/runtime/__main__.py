@@ -20,6 +20,7 @@ from kd_launch.runtime.failures import lost_a_peer, record_error
 from kd_launch.runtime.heartbeat import Heartbeat, Progress
 from kd_launch.runtime.lineage import launcher_above
 from kd_launch.runtime.place import take_place
+from kd_launch.secret_names import without_secrets
 
 if TYPE_CHECKING:
     from kd_launch.runtime.optimizer import MakeOptimizer
@@ -71,14 +72,23 @@ def _report(
     error: Exception, run_dir: RunDir, place: Environment, role: Role
 ) -> tuple[int, Literal["raised", "lost_peer"]]:
     """Records and prints an error. Its exit code, and whether it only says that another rank is gone."""
-    is_ours = isinstance(error, KdLaunchError)
-    say(f"error: {error}" if is_ours else "".join(traceback.format_exception(error)).rstrip())
+    words = _words(error) or "".join(traceback.format_exception(error)).rstrip()
+    say(without_secrets(words, os.environ))
     try:
         record_error(run_dir, place, role, error)
     except (OSError, SpecError) as unwritable:
         say(f"error: the failure record cannot be written: {unwritable}")
     code = error.exit_code if isinstance(error, KdLaunchError) else 1
     return code, "lost_peer" if lost_a_peer(error) else "raised"
+
+
+def _words(error: Exception) -> str | None:
+    """In one line; None of what is a bug of ours, until somebody has looked."""
+    if isinstance(error, KdLaunchError):
+        return f"error: {error}"
+    if isinstance(error, OSError) and error.filename and error.strerror:  # the failure record has the traceback
+        return f"error: {error.filename}: {error.strerror}; mend that, then `kd-launch resume` goes on"
+    return None
 
 
 if __name__ == "__main__":

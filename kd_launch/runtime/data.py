@@ -36,9 +36,9 @@ class Rows(NamedTuple):
 class Store:
     """Prepared sequences, mapped into memory and read as they are needed."""
 
-    def __init__(self, header: StoreHeader, arrays: dict[str, NDArray[Any]]) -> None:
+    def __init__(self, path: Path, header: StoreHeader, arrays: dict[str, NDArray[Any]]) -> None:
         self.header = header
-        self._arrays = arrays
+        self._path, self._arrays = path, arrays
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -53,7 +53,7 @@ class Store:
             _check_shape(path, name, array, header)
         if int(arrays["loss_tokens"].sum(dtype=np.int64)) != header.loss_tokens:
             raise _damaged(path / "loss_tokens.npy", "its sum is not that of the header")
-        return cls(header, arrays)
+        return cls(path, header, arrays)
 
     def __len__(self) -> int:
         return self.header.sequences
@@ -63,9 +63,19 @@ class Store:
         return self.header.sequence_length
 
     def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> Rows:
-        """Copies of the rows with these numbers, in this order; none for no indices."""
+        """Copies of the rows with these numbers, in this order; none for no indices.
+
+        Raises:
+            SpecError: they hold what is no token, of which a GPU would only say that an assertion failed.
+        """
         index = np.asarray(indices, dtype=np.int64)
-        return Rows(*(np.asarray(self._arrays[name][index]) for name in ("ids", "positions", "loss")))
+        rows = Rows(*(np.asarray(self._arrays[name][index]) for name in ("ids", "positions", "loss")))
+        if rows.ids.size and not 0 <= rows.ids.min() <= rows.ids.max() < self.header.vocabulary:
+            raise _damaged(
+                self._path / "ids.npy",
+                f"its ids go from {rows.ids.min()} to {rows.ids.max()}, but there are {self.header.vocabulary} tokens",
+            )
+        return rows
 
     def loss_tokens(self, indices: Sequence[int] | NDArray[np.int64]) -> int:
         """How many tokens of these rows count for the loss."""

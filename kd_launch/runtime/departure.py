@@ -28,6 +28,8 @@ REASONS: dict[LastWord, str] = {"USR2": "time_limit", "TERM": "terminated", "INT
 sends INT."""
 _WORDS: dict[int, LastWord] = {signal.SIGUSR2: "USR2", signal.SIGTERM: "TERM", signal.SIGINT: "INT"}
 LOOK_SECONDS = 0.2
+GONE_SECONDS = 300.0
+"""A run folder that was removed stays away; one whose disk was only taken away for a while comes back."""
 LOCAL_GRACE_SECONDS = 8.0
 """On a machine of one's own KILL follows TERM after 10 s."""
 
@@ -63,6 +65,8 @@ class Departure:
         self._ending = threading.Lock()
         self._leaving = threading.Lock()
         self._told = False
+        self._missed_since: float | None = None
+        """Since when the run folder has not been there, by the monotonic clock."""
         self._parting: Parting | None = None
         self._grace = 0.0
 
@@ -98,9 +102,11 @@ class Departure:
         return run
 
     def look_around(self) -> None:
-        """Ends this rank if it is an orphan, or if the others leave. Cheap; called with every heartbeat."""
+        """Ends this rank if it is an orphan, or its run was removed, or if the others leave. Cheap; called with every
+        heartbeat."""
         if self._launcher is not None and not is_below(self._launcher):
             self._end_orphaned()
+        self._end_without_folder(time.monotonic())
         self.follow_others()
 
     def follow_others(self) -> None:
@@ -205,6 +211,21 @@ class Departure:
             words = f"its launcher (process {self._launcher}) is gone: the rank has ended itself"
             self.fail(Failure("orphaned", self._place.rank, self._role, self._place.host, words), "orphaned")
         self._end("orphaned", 1)
+
+    def _end_without_folder(self, now: float) -> None:
+        """Nobody sees such a run, or can cancel it, and it would hold its GPUs to the last step for nothing."""
+        path = self._run_dir.path
+        try:
+            path.stat()
+        except FileNotFoundError:
+            self._missed_since = self._missed_since or now
+        except OSError:
+            return  # a file system that fails
+        else:
+            self._missed_since = None
+        if self._missed_since is not None and now - self._missed_since > GONE_SECONDS:
+            words = f"{path}: has not been there for {GONE_SECONDS:.0f} s: nothing of the run could be kept"
+            self.fail(Failure("raised", self._place.rank, self._role, self._place.host, words), "raised")
 
     def _end(self, word: LastWord, code: int) -> NoReturn:
         self._ending.acquire()  # never released: the first reason is the one that counts

@@ -1,5 +1,6 @@
 """The record of an attempt's first failure, as a rank of it writes it: its own, or that of a rank it misses."""
 
+import os
 import time
 import traceback
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from kd_launch.plan import Role
 from kd_launch.run_dir import RunDir, write_failure
 from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.heartbeat import STILL_SECONDS, Beat, read_beats
+from kd_launch.secret_names import without_secrets
 
 Kind = Literal["raised", "lost_peer", "killed", "silent", "stuck", "absent", "orphaned"]
 
@@ -49,10 +51,15 @@ def lost_a_peer(error: BaseException) -> bool:
 
 
 def record(run_dir: RunDir, attempt: int, failure: Failure) -> bool:
-    """Writes the attempt's failure record unless a better one is there. Returns whether it did."""
+    """Writes the attempt's failure record unless a better one is there. Returns whether it did.
+
+    What an error quotes of the environment's secrets is left out: the run folder is for every reader of its disk.
+    """
+    trace = failure.traceback and without_secrets(failure.traceback, os.environ)
     return write_failure(run_dir.failure(attempt), {
         "attempt": attempt, "kind": failure.kind, "role": str(failure.role), "rank": failure.rank,
-        "host": failure.host, "error": failure.error, "time": time.time(), "traceback": failure.traceback,
+        "host": failure.host, "error": without_secrets(failure.error, os.environ), "time": time.time(),
+        "traceback": trace,
     })  # fmt: skip
 
 

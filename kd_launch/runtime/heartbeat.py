@@ -73,7 +73,6 @@ class Heartbeat:
         self._said_last = False
         self._lock = threading.Lock()
         self._main = threading.main_thread().ident
-        run_dir.heartbeats.mkdir(exist_ok=True)
 
     def keep_beating(self, look_around: Callable[[], None]) -> None:
         """The work of a thread: writes every two seconds, looking around after each time; until `end`."""
@@ -96,6 +95,7 @@ class Heartbeat:
                 return
             self._said_last = self._last_word is not None
             with suppress(OSError):  # a full disk must not stop a run that could go on; a later beat may get through
+                self._path.parent.mkdir(exist_ok=True)
                 write_json(self._path, {
                     **self._known, "time": time.time(), **asdict(self.progress), "ended": self._last_word,
                     "where": where(self._main),

@@ -1,21 +1,24 @@
 """Models on disk -> modules in memory: the frozen teacher, the student, the teacher's head alone; and the way back."""
 
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from kd_launch.architecture import from_config
-from kd_launch.errors import SpecError
+from kd_launch.errors import KdLaunchError, SpecError, printable
 from kd_launch.runtime.losses import Head
 from kd_launch.runtime.tokenizer_pair import load_tokenizer
 from kd_launch.runtime.weights import Weights, open_file, weight_files
 from kd_launch.sources import model_sources
 from kd_launch.spec import Spec, Student, Teacher, TeacherLayers
+from kd_launch.weight_files import INDEX
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -43,7 +46,20 @@ def load_config(role: Teacher | Student, where: str) -> Any:
     """The transformers config of a role's model."""
     assert role.model is not None
     folder = model_folder(role.model, role.revision, where)
-    return AutoConfig.from_pretrained(folder, trust_remote_code=role.trust_remote_code)
+    with _unloadable(where, folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=role.trust_remote_code)
+
+
+@contextmanager
+def _unloadable(where: str, folder: Path) -> Iterator[None]:
+    """transformers raises whatever a damaged config.json leads it to; the failure record keeps where."""
+    try:
+        yield
+    except KdLaunchError:
+        raise
+    except Exception as error:
+        words = printable(" ".join(str(error).split()), 500)
+        raise SpecError(f"{where}: {folder}: cannot be loaded: {words or type(error).__name__}") from error
 
 
 def load_teacher(teacher: Teacher, device: torch.device) -> PreTrainedModel:
@@ -55,20 +71,28 @@ def load_teacher(teacher: Teacher, device: torch.device) -> PreTrainedModel:
 def _load(role: Teacher | Student, where: str, dtype: torch.dtype) -> PreTrainedModel:
     assert role.model is not None
     folder = model_folder(role.model, role.revision, where)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=role.trust_remote_code, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise SpecError(f"{where}: {folder}: cannot be loaded: {' '.join(str(error).split())}") from error
+    weight_files(folder)  # refuses what lies outside of it
+    with _unloadable(where, folder):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=role.trust_remote_code, use_safetensors=True,
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
     assert isinstance(model, PreTrainedModel)
+    # transformers would go on with random numbers in their place.
+    if missing := sorted(found["missing_keys"]):
+        raise SpecError(f"{where}: {folder}: its weights have no {missing[0]} ({len(missing)} in all); is it complete?")
+    if wrong := sorted(found["mismatched_keys"]):
+        name, stored, expected = wrong[0]
+        raise SpecError(
+            f"{where}: {folder}: {name} has shape {list(stored)}, but by config.json it is {list(expected)}"
+        )
     return model
 
 
 def blank_model(role: Teacher | Student, where: str, dtype: torch.dtype) -> PreTrainedModel:
     """A role's model, its text part where it reads images too, without storage for its weights."""
     config = load_config(role, where).get_text_config()
-    with torch.device("meta"):
+    with _unloadable(where, Path(str(role.model))), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=role.trust_remote_code)
     assert isinstance(model, PreTrainedModel)
     return model
@@ -164,10 +188,11 @@ def load_head(teacher: Teacher, device: torch.device) -> Head:
     assert teacher.model is not None
     folder = model_folder(teacher.model, teacher.revision, "teacher.model")
     names = weight_files(folder)
-    weight = _find(names, ("lm_head.weight",)) if not config.get_text_config().tie_word_embeddings else None
-    weight = weight or _find(names, ("embed_tokens.weight", "wte.weight"))
+    tied = config.get_text_config().tie_word_embeddings
+    weight = _find(names, ("embed_tokens.weight", "wte.weight") if tied else ("lm_head.weight",))
     if weight is None:
-        raise SpecError(f"teacher.model: {folder}: has no lm_head.weight and no embedding")
+        missing = "embedding" if tied else "lm_head.weight, and config.json does not tie it to the embedding"
+        raise SpecError(f"teacher.model: {folder}: its weights have no {missing}; is it complete?")
     dtype = DTYPES[teacher.dtype]
     bias = _find(names, ("lm_head.bias",))
     return Head(
@@ -180,7 +205,10 @@ def _find(names: dict[str, Path], endings: tuple[str, ...]) -> str | None:
 
 
 def _read(names: dict[str, Path], name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    tensor: Tensor = open_file(names[name]).get_tensor(name)
+    try:
+        tensor: Tensor = open_file(names[name]).get_tensor(name)
+    except SafetensorError as error:
+        raise SpecError(f"{names[name]}: {error}, though {INDEX} says so") from error
     return tensor.to(device=device, dtype=dtype)
 
 

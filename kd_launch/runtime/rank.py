@@ -32,6 +32,7 @@ from kd_launch.runtime.payload import PayloadForm
 from kd_launch.runtime.pipeline import teach
 from kd_launch.runtime.preflight import Preflight
 from kd_launch.runtime.record import Recorder
+from kd_launch.runtime.room import write_patiently
 from kd_launch.runtime.student import Learner, Trainer, finish
 from kd_launch.runtime.teacher import load_frozen_teacher, objective, payload_form
 from kd_launch.runtime.world import World, agree, join, leave
@@ -147,8 +148,11 @@ def _run_student(
     if world.is_first_student:
         parting.nothing_is_left_to_save()
     finish(world, run, run_dir, learner.student, progress)
-    if world.is_first_student:
-        write_json(run_dir.done_record(world.attempt), {"time": time.time(), "step": run.spec.training.steps})
+    if metrics is not None:
+        write_patiently(run_dir.metrics, metrics.sync, progress)  # its last lines may wait for room
+        record = run_dir.done_record(world.attempt)
+        done = {"time": time.time(), "step": run.spec.training.steps}
+        write_patiently(record, lambda: write_json(record, done), progress)
 
 
 def _learner(

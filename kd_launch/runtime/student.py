@@ -26,6 +26,7 @@ from kd_launch.runtime.models import export
 from kd_launch.runtime.optimizer import clip_gradients, learning_rate, set_learning_rate
 from kd_launch.runtime.parallel import DistilledStudent, reduce_gradients, whole_state
 from kd_launch.runtime.record import Recorder, StepResult
+from kd_launch.runtime.room import write_patiently
 from kd_launch.runtime.world import World
 
 # Steps in a row whose loss or gradient is not finite, after which the run fails: it would not recover by itself.
@@ -66,6 +67,7 @@ class Trainer:
         self._progress, self._recorder = progress, recorder
         self._items: Iterator[Item] = batches.items_of_student(world.role_rank, recorder.begin)
         self._due = Due(run.spec.checkpoint.every_steps)
+        self._has_warned = False
 
     def train(self, metrics: MetricsFile | None) -> None:
         """All steps and evaluations of the schedule, from where this attempt begins."""
@@ -120,8 +122,20 @@ class Trainer:
     def _save_if_due(self, done: int, saving: bool, failed: bool) -> None:
         """Not after a bad step: the checkpoint waits for a good one. What the last step leaves, `save_last` saves."""
         held = saving or self._recorder.bad_steps > 0
+        if saving and self._due.takes_longer(done):
+            self._warn_of_slow_disk()
         if done < self._run.spec.training.steps and self._due.after(done, held, failed):
             self._saver.start(self.state(done))
+
+    def _warn_of_slow_disk(self) -> None:
+        """Once: what a fault costs is no longer bounded by the interval."""
+        if self._metrics is not None and not self._has_warned:
+            say(
+                f"warning: {self._saver.folder}: a checkpoint takes longer than checkpoint.every_steps "
+                f"({self._run.spec.checkpoint.every_steps}), and the next one waits for it: a fault may cost all steps "
+                "since the save before; raise every_steps, or write to a faster disk"
+            )
+        self._has_warned = True
 
     def state(self, done: int) -> SavedState:
         """What a checkpoint says of the training when so many steps are done. While the gate is closed, or between
@@ -134,7 +148,7 @@ class Trainer:
             try:
                 self._saver.save_now(lambda: self.state(self._run.spec.training.steps))
             except SaveError:
-                say("warning: the finished state is not saved; if the export fails, the last steps are made again")
+                say("warning: the finished state is not saved; if the export fails, too, the last steps are made again")
 
     def evaluate(self) -> dict[str, float]:
         """Means over the held-out loss tokens, under the names of `losses.STATISTICS`."""
@@ -197,7 +211,8 @@ def finish(world: World, run: RunPlan, run_dir: RunDir, student: DistilledStuden
     with progress.waiting("all students: the weights"):
         state = whole_state(student, keep=world.is_first_student)
     if world.is_first_student:
-        export(student.model.config, state, run.spec, run_dir.model)
+        config = student.model.config
+        write_patiently(run_dir.model, lambda: export(config, state, run.spec, run_dir.model), progress)
     with progress.waiting("the first student to write the model"):
         # No barrier: that of a group without gloo may take another GPU than this rank's.
         done = torch.zeros((), device=world.device)

@@ -3,16 +3,16 @@
 Files are read with plain reads. A mapping would count whole against a limit on memory, however little of it is used.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kd_launch.errors import SpecError
 from kd_launch.runtime.pieces import Piece, Range
+from kd_launch.weight_files import INDEX, SINGLE, read_index
 
 _EXPERT_NAMES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 """Of the matrices of one expert in a checkpoint; modules hold those of all experts in two tensors."""
@@ -24,13 +24,9 @@ def weight_files(folder: Path) -> dict[str, Path]:
     Raises:
         SpecError: no safetensors, or a damaged file.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            return {name: folder / file for name, file in json.loads(index.read_bytes())["weight_map"].items()}
-        except (ValueError, KeyError, AttributeError) as error:
-            raise SpecError(f"{index}: is damaged: {error}") from error
-    single = folder / "model.safetensors"
+    if (folder / INDEX).exists():
+        return {name: folder / file for name, file in read_index(folder).items()}
+    single = folder / SINGLE
     if not single.exists():
         raise SpecError(
             f"{folder}: holds no model.safetensors; only safetensors are read, since other files can run code"
@@ -152,7 +148,10 @@ class Weights:
         file = self._files[stored]
         if file not in self._open:
             self._open[file] = open_file(file)
-        return self._open[file].get_slice(stored)
+        try:
+            return self._open[file].get_slice(stored)
+        except SafetensorError as error:
+            raise SpecError(f"{file}: {error}, though {INDEX} says so") from error
 
 
 def _within(bounds: Range, low: int, high: int) -> Range:

@@ -6,12 +6,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from kd_launch.catalog import find_gpu
 from kd_launch.cluster import Cluster, Container, Pool
 from kd_launch.errors import SpecError, printable
 from kd_launch.scripts.directives import cores_per_rank
-from kd_launch.secret_names import is_secret, secret_in
+from kd_launch.secret_names import is_secret, secret_in, shape_of_secret
 
 # Variables of the scripts, of the ranks, of Slurm, by which a script finds its own job, and those that bash lets nobody
 # set.
@@ -166,13 +167,22 @@ def _check(site: Site) -> None:
 
 
 def _refuse_secrets(site: Site) -> None:
-    named = next((name for name, value in site.environment.items() if is_secret(name, value)), None)
-    field, name = ("environment", named) if named else ("setup", secret_in(site.setup))
-    if name is not None:
-        raise SpecError(
-            f"{field}: {name} looks like a secret, which the job's script and plan.json would show to all who may read "
-            f"them; export it where you submit, which passes it on, or let setup read it: export {name}=$(< ~/.secret)"
-        )
+    for name, value in site.environment.items():
+        if is_secret(name, value) or shape_of_secret(value):
+            _refuse_secret("environment", name)
+    words = {"setup": (site.setup,), f"pool {site.pool.name}: sbatch": site.pool.sbatch,
+             f"pool {site.pool.name}: srun": site.pool.srun}  # fmt: skip
+    for field, texts in words.items():
+        for found in filter(None, map(secret_in, texts)):
+            _refuse_secret(field, found)
+
+
+def _refuse_secret(field: str, what: str) -> NoReturn:
+    name = what if what.isidentifier() else "NAME"
+    raise SpecError(
+        f"{field}: {what} looks like a secret, which the job's script and plan.json would show to all who may read "
+        f"them; export it where you submit, which passes it on, or let setup read it: export {name}=$(< ~/.secret)"
+    )
 
 
 def _check_word(field: str, value: str) -> None:

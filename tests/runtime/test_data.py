@@ -93,6 +93,18 @@ def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
         assert "kd-launch prepare" in str(error.value)
 
 
+def test_ids_that_are_no_tokens_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    make_store(tmp_path / "store", 3)
+    ids = np.load(tmp_path / "store" / "ids.npy")
+    vocabulary = Store.open(tmp_path / "store").header.vocabulary
+    ids[2, 5] = vocabulary
+    np.save(tmp_path / "store" / "ids.npy", ids)
+    store = Store.open(tmp_path / "store")
+    store.rows([0, 1])
+    with pytest.raises(SpecError, match=rf"ids\.npy: is damaged: its ids go from \d+ to {vocabulary}, but there are"):
+        store.rows([1, 2])
+
+
 # --- the order
 
 

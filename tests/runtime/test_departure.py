@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from kd_launch.plan import Role
 from kd_launch.run_dir import RunDir
+from kd_launch.runtime.departure import Departure
+from kd_launch.runtime.environment import Environment
+from kd_launch.runtime.heartbeat import Heartbeat, Progress
 from tests.runtime.conftest import Material
 from tests.runtime.harness import Ranks, make_layout, make_run, start_rank
 from tests.runtime.test_failures import ONE_AND_ONE, start
@@ -132,6 +136,23 @@ def test_a_rank_that_finishes_first_leaves_when_another_has_failed_or_left(tmp_p
     (tmp_path / name).write_text("{}")
     assert rank.wait(5) == 0
     assert RunDir(tmp_path).leave_record(1).exists() == name.endswith("leave.json")
+
+
+def test_a_rank_whose_run_was_removed_ends_but_not_where_its_disk_is_away_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, place, ended = RunDir(tmp_path / "run"), Environment("slurm", 1, 2, 0, 2, 1), list[str]()
+    rank = Departure(run, place, Role.STUDENT, Heartbeat(run, place, Role.STUDENT, Progress("steps")), None)
+    monkeypatch.setattr(rank, "fail", lambda failure, _: ended.append(failure.error))
+    rank._end_without_folder(1000.0)
+    run.path.mkdir()
+    rank._end_without_folder(1200.0)
+    run.path.rmdir()
+    rank._end_without_folder(1201.0)
+    rank._end_without_folder(1500.0)
+    assert not ended
+    rank._end_without_folder(1502.0)
+    assert ended == [f"{run.path}: has not been there for 300 s: nothing of the run could be kept"]
 
 
 def test_a_rank_whose_slurmstepd_is_gone_records_it_and_ends(tmp_path: Path, material: Material) -> None:

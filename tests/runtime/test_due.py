@@ -23,6 +23,17 @@ def test_one_that_is_still_written_puts_off_the_next() -> None:
     assert begun(4, 20, 6) == [4, 10, 16]
 
 
+def test_one_that_takes_longer_than_the_interval_is_known_for_it() -> None:
+    due = Due(4)
+    assert [done for done in range(1, 12) if due.after(done, 4 < done < 10, False) or due.takes_longer(done)] == [
+        4,
+        8,
+        9,
+        10,
+    ]
+    assert not due.takes_longer(11)
+
+
 def test_a_disk_that_was_full_for_a_moment_is_asked_again_at_once() -> None:
     assert begun(10, 40, 1, lambda step: step == 10) == [10, 11, 20, 30, 40]
     assert begun(10, 30, 2, lambda step: step < 14) == [10, 12, 15, 20, 30]

@@ -1,6 +1,7 @@
 """Loading, cutting and writing models, for every family whose head is known."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,9 +107,46 @@ def test_only_safetensors_are_read(tmp_path: Path, material: Material) -> None:
     with pytest.raises(SpecError, match=r"no model\.safetensors"):
         weight_files(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(SpecError, match="is damaged"):
+    with pytest.raises(SpecError, match="cannot be read: 'weight_map'"):
         weight_files(tmp_path)
     assert "lm_head.weight" in weight_files(material.teacher)
+
+
+def test_weights_outside_of_the_models_folder_are_not_read(tmp_path: Path, material: Material) -> None:
+    folder = copy_of(material.teacher, tmp_path / "inner")
+    (folder / "model.safetensors").rename(tmp_path / "outer.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "../outer.safetensors"}}')
+    for load in (load_teacher, load_head):
+        with pytest.raises(
+            SpecError, match=r"names '\.\./outer\.safetensors', but only safetensors files of the model's"
+        ):
+            load(Teacher(model=str(folder)), torch.device("cpu"))
+
+
+CONFIGS: dict[str, tuple[dict[str, object], str]] = {
+    "layers": ({"num_hidden_layers": 3}, r"its weights have no model\.layers\.2\..* \(9 in all\); is it complete\?"),
+    "width": ({"hidden_size": 48}, r"has shape \[.*\], but by config\.json it is \["),
+    "heads": ({"num_attention_heads": 3}, "cannot be loaded: .*not a multiple of the number of attention heads"),
+    "words": ({"vocab_size": "many"}, "cannot be loaded: .*expected int"),
+    "type": ({"model_type": "llamma"}, "cannot be loaded: .*does not recognize this architecture"),
+    "code": ({"model_type": "x", "auto_map": {"AutoConfig": "x.C"}}, "cannot be loaded: .*trust_remote_code=True"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_teacher_that_is_not_what_its_config_says_is_refused_and_never_filled_with_random_numbers(
+    tmp_path: Path, material: Material, name: str
+) -> None:
+    folder = copy_of(material.teacher, tmp_path / "teacher")
+    changes, words = CONFIGS[name]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(SpecError, match=words):
+        load_teacher(Teacher(model=str(folder)), torch.device("cpu"))
+
+
+def copy_of(model: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(model, folder))
 
 
 @pytest.mark.parametrize(("start", "shape"), [

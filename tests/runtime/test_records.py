@@ -15,6 +15,7 @@ import pytest
 from kd_launch.plan import Role
 from kd_launch.run_dir import RunDir, write_failure
 from kd_launch.runtime import failures
+from kd_launch.runtime.__main__ import _report
 from kd_launch.runtime.environment import Environment
 from kd_launch.runtime.failures import record_error
 from kd_launch.runtime.heartbeat import Heartbeat, Progress, read_beats, where
@@ -48,6 +49,19 @@ def test_an_exception_is_a_rank_that_raised(run_dir: RunDir) -> None:
     wanted = {"attempt": 2, "kind": "raised", "rank": 1, "role": "student", "host": "t1", "error": "ValueError: no"}
     assert {key: record[key] for key in wanted} == wanted
     assert "ValueError: no" in record["traceback"]
+
+
+def test_what_the_file_system_refuses_is_one_line_and_no_secret_is_quoted(
+    run_dir: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_AbCdEfGhIjKl")
+    error = OSError(30, "Read-only file system", "/runs/hf_AbCdEfGhIjKl/store.json")
+    assert _report(error, run_dir, PLACE, Role.STUDENT) == (1, "raised")
+    said = "error: /runs/***/store.json: Read-only file system; mend that, then `kd-launch resume` goes on\n"
+    assert capsys.readouterr().err == said
+    record = run_dir.failure(2).read_text()
+    assert "Read-only file system" in record
+    assert "hf_AbCdEfGhIjKl" not in record
 
 
 def test_a_lost_peer_that_nothing_explains_is_recorded_as_such(run_dir: RunDir) -> None:

@@ -9,6 +9,8 @@ class Due:
         self._is_due = self._is_asked = False
         self._failures = 0
         """In a row."""
+        self._begun: int | None = None
+        """After which step the last one began."""
         self._again: int | None = None
         """The step after which one that failed is tried again."""
 
@@ -28,7 +30,12 @@ class Due:
         if not self._is_due and (self._again is None or done < self._again):
             return False
         self._is_due, self._is_asked, self._again = False, True, None
+        self._begun = done
         return True
+
+    def takes_longer(self, done: int) -> bool:
+        """Whether one that is still being written now has put off the next."""
+        return self._begun is not None and done - self._begun >= self._every
 
     def _note_end(self, done: int, failed: bool) -> None:
         """A disk that is full for a moment costs a step or two; one that stays full is asked ever less."""

@@ -50,7 +50,7 @@ def publish(run: RunDir, partial: Path, step: int) -> None:
 def _replace_damaged(run: RunDir, final: Path) -> bool:
     """Whether there was a damaged one, which now stands aside."""
     try:
-        verify(final, read_manifest(final), late=0)
+        verify(final, read_manifest(final, late=0), late=0)
     except UnsoundError:
         set_aside(run, int(final.name.removeprefix("step-")))
         return True

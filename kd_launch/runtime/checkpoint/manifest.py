@@ -4,6 +4,7 @@ torch's own `.metadata` is a pickle, which can run anything: nothing of a checkp
 to be ours, writable by nobody else, and what was written.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -24,8 +25,16 @@ _BLOCK = 1 << 22
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
 class UnsoundError(Exception):
     """A checkpoint that must not be read, and why."""
+
+
+class UnreadError(UnsoundError):
+    """What is there may be sound, but cannot, or must not, be read as things are: a file system that fails, or modes
+    that somebody has changed."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +65,21 @@ def write_manifest(folder: Path, step: int, sums: Sums) -> None:
     write_json(folder / MANIFEST, {"version": 1, "step": step, "files": files})
 
 
-def read_manifest(folder: Path) -> Sums:
+def read_manifest(folder: Path, late: float = LATE_SECONDS) -> Sums:
     """What the checkpoint holds, by a manifest that nobody else can have written.
 
     Raises:
         UnsoundError: it is missing or damaged, or others may write there.
     """
-    for path in (folder.parent, folder, folder / MANIFEST):
+    _wait_for(folder / MANIFEST, None, late)
+    for path in (folder.parent.resolve(), folder, folder / MANIFEST):  # checkpoints/ may lie on another disk
         _trust(path)
     try:
         known = json.loads((folder / MANIFEST).read_bytes())
         sums = {name: FileSum(int(one["bytes"]), str(one["sha256"])) for name, one in known["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise _of_system(MANIFEST, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnsoundError(f"{MANIFEST} is damaged: {error}") from error
     for name in sums:
         if name.startswith("/") or ".." in Path(name).parts:
@@ -82,6 +94,9 @@ def verify(folder: Path, sums: Sums, names: Iterable[str] | None = None, late: f
         UnsoundError: names the first file that is not what was written.
     """
     _trust(folder / TENSORS)
+    for path in (*(folder / TENSORS).glob("*.distcp"), *(folder / TENSORS).glob(".metadata")):  # all that torch reads
+        if f"{TENSORS}/{path.name}" not in sums:
+            raise UnsoundError(f"{MANIFEST} does not name {TENSORS}/{path.name}")
     for name, expected in sums.items():
         _wait_for(folder / name, expected.bytes, late)
         _trust(folder / name)
@@ -89,19 +104,27 @@ def verify(folder: Path, sums: Sums, names: Iterable[str] | None = None, late: f
         try:
             found = sum_of(folder / name)
         except OSError as error:
-            raise UnsoundError(f"{name} cannot be read: {error.strerror}") from error
+            raise _of_system(name, error) from error
         if found != sums[name]:
             raise UnsoundError(f"{name} is not what was written: its sha256 is {found.sha256[:12]}...")
 
 
-def _wait_for(path: Path, size: int, seconds: float) -> None:
+def _of_system(name: str, error: OSError) -> UnsoundError:
+    kind = UnsoundError if error.errno in _NOT_THERE else UnreadError
+    return kind(f"{name} cannot be read: {error.strerror}")
+
+
+def _wait_for(path: Path, size: int | None, seconds: float) -> None:
+    """`size`: of the file; None: any."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             found: int | None = path.lstat().st_size
-        except OSError:
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise _of_system(f"{path.parent.name}/{path.name}", error) from error
             found = None
-        if found == size:
+        if found is not None and size in (found, None):
             return
         if time.monotonic() >= deadline:
             words = "is missing" if found is None else f"has {found} bytes instead of {size}"
@@ -110,15 +133,15 @@ def _wait_for(path: Path, size: int, seconds: float) -> None:
 
 
 def _trust(path: Path) -> None:
-    """Raises UnsoundError unless the file or folder itself is ours, or root's, and nobody else may write it."""
+    """Raises UnreadError unless the file or folder itself is ours, or root's, and nobody else may write it."""
     try:
         found = path.lstat()
     except OSError as error:
-        raise UnsoundError(f"{path.name}: {error.strerror}") from error
+        raise _of_system(path.name, error) from error
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise UnsoundError(f"{path.name} is a link or a device: it is not read")
+        raise UnreadError(f"{path.name} is a link or a device: it is not read")
     if found.st_uid not in (0, os.geteuid()):
-        raise UnsoundError(f"{path.name} belongs to user {found.st_uid}, not to {os.geteuid()}: it is not read")
+        raise UnreadError(f"{path.name} belongs to user {found.st_uid}, not to {os.geteuid()}: it is not read")
     if found.st_mode & _OTHERS_MAY_WRITE:
         mode = stat.S_IMODE(found.st_mode)
-        raise UnsoundError(f"others may write {path.name} (mode {mode:04o}): it is not read")
+        raise UnreadError(f"others may write {path.name} (mode {mode:04o}): it is not read")

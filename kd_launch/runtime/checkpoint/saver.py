@@ -24,7 +24,15 @@ from torch.futures import Future as TorchFuture
 
 from kd_launch.run_dir import RunDir, write_json, write_whole
 from kd_launch.runtime.checkpoint.folders import begin, partial_folder, prune, publish
-from kd_launch.runtime.checkpoint.manifest import TENSORS, FileSum, sum_of, write_manifest
+from kd_launch.runtime.checkpoint.manifest import (
+    TENSORS,
+    FileSum,
+    UnsoundError,
+    read_manifest,
+    sum_of,
+    verify,
+    write_manifest,
+)
 from kd_launch.runtime.checkpoint.state import PLAN, STATE, SavedState
 from kd_launch.runtime.checkpoint.tensors import Copies, TrainState, own_files
 from kd_launch.runtime.departure import say
@@ -69,6 +77,11 @@ class Saver:
         self._problem: str | None = None
         self._one_at_a_time = threading.Lock()
         """The main thread may make the last save while another one is told to."""
+
+    @property
+    def folder(self) -> Path:
+        """Of all checkpoints."""
+        return self._storage.run_dir.checkpoints
 
     @property
     def busy(self) -> bool:
@@ -192,9 +205,13 @@ class Saver:
                 (folder / name).chmod(_FILE_MODE)
                 sums[name] = sum_of(folder / name)
             write_manifest(folder, saved.step, sums)
+            # Where modes or owners come out otherwise, no later attempt would read it: better heard now than then.
+            verify(folder, read_manifest(folder), names=())
             publish(run, folder, saved.step)
         except OSError as error:
             return _words(error)
+        except UnsoundError as error:
+            return f"it could not be read again: {error}"
         prune(run, saved.step, self._storage.keep)
         return None
 
