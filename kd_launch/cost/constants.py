@@ -12,6 +12,7 @@ from kd_launch.cost.kd_loss import LossImplementation
 
 MICRO = 1e-6
 GB = 1e9
+MIB = 2**20
 GIB = 2**30
 
 
@@ -63,6 +64,7 @@ class LinkConstants:
     cpu_hop_us: float
     cpu_copies: float
     cpu_fault_gb_per_s: float
+    cpu_huge_page_mib: float
     efficiency: float
     network_gb_per_s: float
     foreign_gb_per_s: float

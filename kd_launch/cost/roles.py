@@ -17,7 +17,7 @@ from kd_launch.cost.compute import (
     loss_seconds,
     passes_of,
 )
-from kd_launch.cost.constants import GB
+from kd_launch.cost.constants import GB, MIB
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
 from kd_launch.cost.trained import Recompute, Split
 from kd_launch.cost.training import exposed, pass_seconds, step_seconds
@@ -83,7 +83,8 @@ def _teacher_layer(setting: Setting, site: Site, fsdp: int, tp: int, block: int,
         size = device.width * tokens * setting.teacher.hidden
         seconds += 2 * fabric.stop_seconds(size, Group(tp, min(tp, block)))
     if fsdp > 1:
-        gather = _teacher_gather(setting, site, fsdp, tp, block, setting.teacher_sizes.layer)
+        matrix = setting.teacher.hidden * setting.teacher.intermediate
+        gather = _teacher_gather(setting, site, fsdp, tp, block, setting.teacher_sizes.layer, matrix)
         seconds += exposed(gather, seconds, site.hiding(engine), engine.contention)
         seconds += fault_seconds(setting, site, forward_bytes(device, setting.teacher, tokens, tp))
     return seconds
@@ -103,18 +104,24 @@ def _teacher_root(setting: Setting, site: Site, degrees: TeacherDegrees, block: 
         return 0.0
     sizes = setting.teacher_sizes
     parameters = sizes.root if degrees.pp == 1 else sizes.head
-    return _teacher_gather(setting, site, degrees.fsdp, degrees.tp, block, parameters)
+    matrix = setting.teacher.hidden * setting.teacher.vocabulary
+    return _teacher_gather(setting, site, degrees.fsdp, degrees.tp, block, parameters, matrix)
 
 
 @functools.lru_cache(maxsize=65536)
-def _teacher_gather(setting: Setting, site: Site, fsdp: int, tp: int, block: int, parameters: int) -> float:
+def _teacher_gather(
+    setting: Setting, site: Site, fsdp: int, tp: int, block: int, parameters: int, matrix: int
+) -> float:  # fmt: skip
+    """All-gather of `parameters` parameters, which lie in matrices of `matrix`."""
     inside = max(1, min(fsdp, block // tp))
     group = Group(fsdp, inside, peers=max(1, block // inside))
     size = setting.teacher_width * parameters / tp
     seconds = setting.engine.gather_factor * site.fabric.seconds(Collective.ALL_GATHER, size, group)
     if site.pool.is_cpu and site.teacher_device is not None:
         seconds += setting.constants.links.cpu_copies * size / site.teacher_device.bytes_per_s
-    return seconds + fault_seconds(setting, site, 2 * size)  # the collective's buffer, and the weights
+    huge = MIB * setting.constants.links.cpu_huge_page_mib
+    weights = size * min(1.0, huge * tp / max(1, setting.teacher_width * matrix))
+    return seconds + fault_seconds(setting, site, weights + min(size, huge))  # and the collective's buffer
 
 
 def student_fault_seconds(setting: Setting, site: Site, degrees: TeacherDegrees, tokens: int) -> float:
@@ -128,8 +135,9 @@ def student_fault_seconds(setting: Setting, site: Site, degrees: TeacherDegrees,
 
 
 def fault_seconds(setting: Setting, site: Site, size: float) -> float:
-    """For `size` bytes on a CPU rank that gathers the teacher: it keeps no freed memory (runtime/allocator.py), so
-    that each page is had from the kernel anew."""
+    """For `size` bytes in small pages on a CPU rank that gathers the teacher: it keeps no freed memory
+    (runtime/allocator.py), so that each page is had from the kernel anew. Huge pages cost next to nothing; of a tensor
+    about one huge page's size lies outside of them."""
     if not site.pool.is_cpu:
         return 0.0
     return site.fresh_memory_factor * size / (GB * setting.constants.links.cpu_fault_gb_per_s)

@@ -27,6 +27,8 @@ class TeacherOption(NamedTuple):
     buffer: float
     """Per micro-batch of prefetch."""
     degrees: TeacherDegrees
+    fill: float = 0.0
+    """Of the seconds, those in which a pipeline's ranks wait for their first micro-batch, or have had their last."""
 
     @property
     def complexity(self) -> int:

@@ -49,7 +49,8 @@ def colocated_choices(tables: Tables, cluster: Cluster, allocation: Allocation, 
             if known is None or pair[0].seconds + pair[1].seconds < known[0].seconds + known[1].seconds:
                 best[family(pair[0].degrees)] = pair
     for teacher, student in best.values():
-        crowded = crowded_seconds(tables.sites, allocation, teacher.seconds, student.seconds, 0.0)
+        works = teacher.seconds - teacher.fill
+        crowded = crowded_seconds(tables.sites, allocation, works, student.seconds, 0.0)
         seconds = max(teacher.seconds + student.seconds, crowded)
         head = tables.head_gib(unit) if any(family(teacher.degrees)) else 0.0
         fullness = (colocated_gib(teacher, student) + head + site.context_gib) / site.memory_limit_gib

@@ -108,9 +108,10 @@ class Tables:
         items = self.items(unit)
         if colocated:
             beside = student_fault_seconds(self.setting, self.sites[share.pool], degrees, self.tokens(unit))
-            step = items // share.gpus * (degrees.sender_gpus * seconds.each + seconds.fill + beside)
-        else:
-            step = items / (share.gpus // degrees.sender_gpus) * seconds.each
+            turns = items // share.gpus
+            step = turns * (degrees.sender_gpus * seconds.each + seconds.fill + beside)
+            return TeacherOption(step, *self.held(degrees, unit), degrees, turns * seconds.fill)
+        step = items / (share.gpus // degrees.sender_gpus) * seconds.each
         return TeacherOption(step, *self.held(degrees, unit), degrees)
 
     def teachers(self, share: Share, unit: Unit) -> list[TeacherOption]:
