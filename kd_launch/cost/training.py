@@ -206,7 +206,7 @@ def data_parallel_seconds(trained: Trained, split: Split, accumulation: int, for
     Sharded weights are gathered in each micro-batch, and sharded gradients reduced, since keeping whole ones would cost
     the memory that sharding saves. Otherwise, and in a pipeline, both happen once a step, as sums over replicas do.
     """
-    if split.replicas * split.shards == 1 and not trained.copies:
+    if split.replicas * split.shards == 1:
         return 0.0
     sizes, pp = trained.sizes, split.pp
     hide = functools.partial(exposed, hiding=trained.hiding, contention=trained.engine.contention)
