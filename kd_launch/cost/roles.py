@@ -187,7 +187,10 @@ def _gradient_sums(setting: Setting, device: Device, degrees: StudentDegrees, ac
     """With shards, a micro-batch's gradients are reduced before they are added."""
     student = setting.student
     local = setting.student_sizes.all / degrees.fsdp
-    return gradient_sum_seconds(device, local, student.vocabulary, student.hidden, accumulation, tied=student.tied)
+    # One rank adds some rows to a tied head's gradient (runtime/parallel.py).
+    bare = student.tied and degrees.replicas * degrees.fsdp == 1 and setting.student_dtype == "float32"
+    rows = 0 if bare else student.vocabulary
+    return gradient_sum_seconds(device, local, rows, student.hidden, accumulation, tied=student.tied)
 
 
 def student_split(degrees: StudentDegrees, block: int) -> Split:

@@ -83,6 +83,9 @@ def shard_student(
     student = DistilledStudent(model, objective, compare)
     mixed = dtype != torch.float32
     if mesh.size() == 1 and not mixed:
+        if model.config.tie_word_embeddings:
+            # Some rows are added to the head's gradient, instead of a matrix that is zero but for them.
+            model.get_input_embeddings().sparse = True
         return student
     policy = MixedPrecisionPolicy(dtype if mixed else None, torch.float32 if mixed else None)
     reshard = bool(layout.reshard_after_forward)
