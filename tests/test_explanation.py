@@ -93,7 +93,7 @@ def test_what_colocating_wins_is_said_plainly():
     _, found = explained("slow")
     assert found.placement.startswith("apart wins, ")
     _, found = explained("apart")
-    assert found.placement == "placement: disjoint is pinned, so nothing else was looked at"
+    assert found.placement == "disjoint is pinned, so nothing else was looked at"
 
 
 def test_distance_to_the_micro_batch_that_makes_a_split_free():

@@ -13,7 +13,7 @@ def placement_in_words(tables: Tables, spec: Spec, cluster: Cluster, plan: Plan,
     """The layout against the best of the other placement."""
     others = [it for it in plan.candidates if it.placement != layout.placement]
     if spec.placement != "auto":
-        return f"placement: {spec.placement} is pinned, so nothing else was looked at"
+        return f"{spec.placement} is pinned, so nothing else was looked at"
     if not others:
         return _only(tables, spec, layout)
     colocated, apart = (layout, others[0]) if layout.colocated else (others[0], layout)
