@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kd_launch.architecture import Architecture
 from kd_launch.catalog import Engine
-from kd_launch.cost.compute import Attention
+from kd_launch.cost.compute import Attention, mlp_width
 from kd_launch.cost.trained import Recompute
 
 
@@ -72,13 +72,6 @@ def kept_by_modules(model: Architecture, width: int, sequence_length: int) -> fl
     scores = 0 if model.fused_attention else (4 + 2 * width) * model.heads * sequence_length
     routed = 2 * width * model.sparse_layers / model.layers * model.experts_per_token * model.hidden
     return norms + head_norms + scores + routed + width * (5 * queries + 4 * mlp_width(model))
-
-
-def mlp_width(model: Architecture) -> float:
-    """The mean over the layers of what one token passes through."""
-    sparse = model.sparse_layers / model.layers
-    experts = model.experts_per_token * model.expert_intermediate + model.shared_expert_intermediate
-    return (1 - sparse) * model.intermediate + sparse * experts
 
 
 def kept_of(

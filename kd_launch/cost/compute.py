@@ -158,8 +158,7 @@ def _elementwise_bytes(device: Device, model: Architecture, tokens: float, whole
 
     whole: times as many tokens where the tensor is as wide as the hidden states.
     """
-    sparse = model.sparse_layers / model.layers
-    width = (1 - sparse) * model.intermediate + sparse * _active_width(model)
+    width = mlp_width(model)
     heads = (model.heads + 2 * model.kv_heads) * model.head_dim
     numbers = 16 * model.hidden * whole + (6 if model.gated_mlp else 4) * width + 4 * heads
     constants = device.constants
@@ -172,10 +171,8 @@ def _elementwise_bytes(device: Device, model: Architecture, tokens: float, whole
 def forward_bytes(device: Device, model: Architecture, tokens: float, tp: int = 1) -> float:
     """What one layer's forward writes, whole hidden states on every one of `tp` ranks: half of its elementwise traffic,
     and what its products give."""
-    sparse = model.sparse_layers / model.layers
-    mlp = (1 - sparse) * model.intermediate + sparse * _active_width(model)
     heads = (model.heads + 2 * model.kv_heads) * model.head_dim
-    products = 2 * model.hidden + (heads + (2 if model.gated_mlp else 1) * mlp) / tp
+    products = 2 * model.hidden + (heads + (2 if model.gated_mlp else 1) * mlp_width(model)) / tp
     elementwise = _elementwise_bytes(device, model, tokens / tp, tp, passes=1.0)
     return elementwise / 2 + device.width * tokens * products
 
@@ -224,8 +221,11 @@ def _grouped_seconds(device: Device, model: Architecture, tokens: float, ranks: 
     return experts * each / device.constants.grouped_speed + 2 * device.kernel_s + sorting
 
 
-def _active_width(model: Architecture) -> float:
-    return model.experts_per_token * model.expert_intermediate + model.shared_expert_intermediate
+def mlp_width(model: Architecture) -> float:
+    """The mean over the layers of what one token passes through."""
+    sparse = model.sparse_layers / model.layers
+    experts = model.experts_per_token * model.expert_intermediate + model.shared_expert_intermediate
+    return (1 - sparse) * model.intermediate + sparse * experts
 
 
 def head_seconds(device: Device, tokens: float, vocabulary: float, hidden: int) -> float:

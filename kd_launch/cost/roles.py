@@ -117,8 +117,10 @@ def _teacher_gather(
     group = Group(fsdp, inside, peers=max(1, block // inside))
     size = setting.teacher_width * parameters / tp
     seconds = setting.engine.gather_factor * site.fabric.seconds(Collective.ALL_GATHER, size, group)
-    if site.pool.is_cpu and site.teacher_device is not None:
-        seconds += setting.constants.links.cpu_copies * size / site.teacher_device.bytes_per_s
+    if not site.pool.is_cpu:
+        return seconds
+    assert site.teacher_device is not None
+    seconds += setting.constants.links.cpu_copies * size / site.teacher_device.bytes_per_s
     huge = MIB * setting.constants.links.cpu_huge_page_mib
     weights = size * min(1.0, huge * tp / max(1, setting.teacher_width * matrix))
     return seconds + fault_seconds(setting, site, weights + min(size, huge))  # and the collective's buffer
