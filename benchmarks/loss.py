@@ -45,7 +45,9 @@ def chunked(asked: argparse.Namespace, device: torch.device) -> tuple[Run, list[
     from kd_launch.runtime.compiling import choose_compare
     from kd_launch.runtime.losses import ChunkedLoss, Head, LossInputs, Objective
     from kd_launch.runtime.payload import HiddenStates
+    from kd_launch.runtime.products import choose_products
 
+    choose_products()  # as every rank does
     hidden, head, teacher_hidden, teacher_head, labels = inputs(asked, device)
     signal = HiddenStates(teacher_hidden, Head(teacher_head), asked.vocabulary)
     compare = choose_compare(asked.compile or "auto", device)

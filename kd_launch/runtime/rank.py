@@ -31,6 +31,7 @@ from kd_launch.runtime.parting import Parting
 from kd_launch.runtime.payload import PayloadForm
 from kd_launch.runtime.pipeline import teach
 from kd_launch.runtime.preflight import Preflight
+from kd_launch.runtime.products import choose_products
 from kd_launch.runtime.record import Recorder
 from kd_launch.runtime.room import write_patiently
 from kd_launch.runtime.student import Learner, Trainer, finish
@@ -54,6 +55,7 @@ def run_rank(task: Task, make_optimizer: MakeOptimizer | None = None) -> None:
     """Joins the world, does this rank's part of the run, and leaves."""
     run, run_dir, progress = task.run, task.run_dir, task.progress
     choose_allocation(run.layout, task.role)
+    choose_products()
     choose_queues()
     disable_progress_bar()  # a log of many ranks is no terminal
     progress.enter("joining")
