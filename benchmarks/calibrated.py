@@ -1,6 +1,6 @@
 """Predicted against measured step times on this machine after `calibrate`, and whether the planner chooses the best.
 
-    python -m benchmarks.calibrated [--steps 22] [--minutes 30] [--pairs 3]
+    python -m benchmarks.calibrated [--steps 34] [--minutes 30] [--pairs 3]
 
 Three pairs of teacher and student of different ratio, made on the spot, on a pool of 4 processes that share this
 machine's cores. Each pair is calibrated; then every layout of up to 4 processes that fits is run, the most promising
@@ -170,7 +170,7 @@ def verdict(name: str, runs: Sequence[Run]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=22)
+    parser.add_argument("--steps", type=int, default=34)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--pairs", type=int, default=len(PAIRS), help="only the first ones")
     asked = parser.parse_args()
