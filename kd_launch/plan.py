@@ -61,6 +61,8 @@ class RoleLayout(BaseModel):
     """Of the student's fsdp; null for the teacher, whose layers are always freed again."""
     activation_recompute: Literal["none", "full"] | None = None
     """Of the student; null for the teacher."""
+    head_shards: int = 1
+    """Of the student: ranks over which the teacher's head is spread; 1: each that needs it holds it whole."""
     micro_batch_size: int
     """Sequences in one forward."""
     memory_gib: float

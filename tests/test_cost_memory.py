@@ -111,6 +111,14 @@ def test_head_of_the_teacher_only_for_hidden_states_from_elsewhere():
     assert "teacher head" not in of_student(holds_head=False).resident
 
 
+def test_a_spread_head_takes_its_share_and_the_buffers_of_one_chunk():
+    whole, spread = of_student(SHARDED), of_student(SHARDED._replace(head_shards=8))
+    assert spread.resident["teacher head"] == whole.resident["teacher head"] / 8
+    rows = 523  # of a chunk: 256 MiB of float32 logits
+    exchanged = 2 * rows * (9 * 8192 + 2 * 128256)
+    assert spread.transient["loss buffers"] - whole.transient["loss buffers"] == exchanged
+
+
 def test_payload_buffers_hold_a_copy_more_where_they_are_sent():
     setting = setting_of(LLAMA_70B, LLAMA_8B)
     assert student_buffer_bytes(setting, 4096, "hidden_states") == 4096 * 2 * 8192

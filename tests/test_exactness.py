@@ -43,6 +43,8 @@ def of_unit(tables, cluster, allocation, unit):
     pair = colocated if allocation.placement == "colocated" else disjoint
     turns = items // allocation.student.gpus
     site = tables.sites[allocation.student.pool]
+    if allocation.placement == "disjoint" and unit.payload == "hidden_states":
+        students += tuple(way._replace(head_shards=way.fsdp) for way in students if way.fsdp > 1)
     trained = {
         way: student_seconds(setting, site, way, allocation.student.block, tokens, turns, unit.payload).total
         for way in students

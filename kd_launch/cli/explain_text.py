@@ -81,6 +81,7 @@ def in_words(layout: Layout) -> str:
     teacher, student = layout.teacher, layout.student
     freed = {True: " freed after the forward", False: " kept until the backward", None: ""}
     again = ", activations computed twice" if student.activation_recompute == "full" else ""
+    again += f", the teacher's head over {student.head_shards} of its GPUs" if student.head_shards > 1 else ""
     return (
         f"teacher {teacher.pool} {gpus_text(teacher)} {describe_role(teacher)}, "
         f"student {student.pool} {gpus_text(student)} {describe_role(student)}{freed[student.reshard_after_forward]}"

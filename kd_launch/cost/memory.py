@@ -70,13 +70,14 @@ def student_memory(
         "head gradient": _head_gradient_width(width) * setting.vocabulary * model.hidden,
     }
     if payload == "hidden_states" and holds_head:
-        resident["teacher head"] = float(setting.teacher_width * setting.vocabulary * setting.teacher.hidden)
+        whole = float(setting.teacher_width * setting.vocabulary * setting.teacher.hidden)
+        resident["teacher head"] = whole / degrees.head_shards
     return Memory(
         resident,
         {
             "gathered weights": float(width * _gathered_parameters(setting.student_sizes, degrees)),
             "activations": _activations(setting, degrees, tokens),
-            "loss buffers": loss_buffer_bytes(setting, site, tokens),
+            "loss buffers": loss_buffer_bytes(setting, site, tokens) + _exchange_bytes(setting, site, degrees, tokens),
         },
     )
 
@@ -98,6 +99,16 @@ def _activations(setting: Setting, degrees: StudentDegrees, tokens: int) -> floa
     if degrees.recompute:
         return model.layers * width * tokens * model.hidden + layer + outputs
     return model.layers * layer + outputs
+
+
+def _exchange_bytes(setting: Setting, site: Site, degrees: StudentDegrees, tokens: int) -> float:
+    """Of a head that is spread over ranks, for one chunk: the hidden states of all of them, the logits that this one
+    computes for them, and those that it gets."""
+    if degrees.head_shards == 1:
+        return 0.0
+    rows = most_loss_rows(tokens, setting.vocabulary, site.loss_chunk_mib)
+    hidden = (degrees.head_shards + 1) * setting.teacher.hidden
+    return setting.teacher_width * rows * (hidden + 2 * setting.vocabulary)
 
 
 def loss_buffer_bytes(setting: Setting, site: Site, tokens: int) -> float:

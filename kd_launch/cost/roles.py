@@ -1,6 +1,7 @@
 """Seconds of each role: one micro-batch of a teacher, one optimizer step of a student."""
 
 import functools
+import math
 from typing import NamedTuple
 
 from kd_launch.cost.collectives import Collective, Group
@@ -15,6 +16,7 @@ from kd_launch.cost.compute import (
     layer_seconds,
     loss_chunk_rows,
     loss_seconds,
+    most_loss_rows,
     passes_of,
 )
 from kd_launch.cost.constants import GB, MIB
@@ -180,9 +182,24 @@ def student_seconds(
         forward=layers * layer.forward,
         backward=layers * layer.backward + trained.engine.compute_factor * sums,
         loss=accumulation * loss,
-        communication=step.data_parallel,
+        communication=step.data_parallel + accumulation * _exchange_seconds(setting, site, degrees, block, tokens),
         optimizer=step.optimizer + step.overhead,
     )
+
+
+def _exchange_seconds(setting: Setting, site: Site, degrees: StudentDegrees, block: int, tokens: int) -> float:
+    """Of a micro-batch whose teacher logits the ranks that share the head compute together: their hidden states go to
+    all, the logits come back. Nothing hides them (runtime/shared_head.py)."""
+    ranks = degrees.head_shards
+    if ranks == 1:
+        return 0.0
+    inside = min(ranks, block)
+    group = Group(ranks, inside, peers=max(1, block // inside))
+    chunks = math.ceil(tokens / most_loss_rows(tokens, setting.vocabulary, site.loss_chunk_mib))
+    each = setting.teacher_width * tokens / chunks
+    asked = site.fabric.seconds(Collective.ALL_GATHER, ranks * each * setting.teacher.hidden, group)
+    answered = site.fabric.seconds(Collective.ALL_GATHER, each * setting.vocabulary, group)
+    return chunks * (asked + answered)
 
 
 def _gradient_sums(setting: Setting, device: Device, degrees: StudentDegrees, accumulation: int) -> float:

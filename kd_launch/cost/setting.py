@@ -43,6 +43,8 @@ class StudentDegrees(NamedTuple):
     """Activations are computed again in the backward."""
     reshard: bool | None
     """Gathered layers are freed after the forward; None where nothing is gathered."""
+    head_shards: int = 1
+    """Ranks of a shard group over which the teacher's head is spread; 1: each that needs it holds it whole."""
 
 
 @dataclass(frozen=True, eq=False)

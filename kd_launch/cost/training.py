@@ -91,8 +91,8 @@ def step_seconds(trained: Trained, split: Split, tokens: float, accumulation: in
 def _overhead(trained: Trained, split: Split, seconds: float) -> float:
     """The step's fixed cost, and the wait for the slowest of many equal ranks.
 
-    One process on a CPU asks no device for anything and waits for nobody: its steps take what their parts do, within 2 %
-    (benchmarks.calibrated).
+    One process on a CPU asks no device for anything and waits for nobody: its steps take what their parts do, within
+    2 % (benchmarks.calibrated).
     """
     if trained.copies and split.ranks == 1:
         return 0.0

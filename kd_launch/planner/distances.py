@@ -76,6 +76,7 @@ def _fits(case: Case) -> str | None:
     tables = case.tables
     held = tables.held(case.teacher, case.unit)
     head = tables.head_gib(case.unit) if not case.layout.colocated or case.teacher.gpus > 1 else 0.0
+    head /= case.student.head_shards
     trained = tables.student_held(case.allocation.student.pool, case.student, case.unit)
     ahead = 0 if case.layout.colocated else min(tables.prefetches)
     student = trained.resident + head + trained.transient + max(1, ahead) * trained.buffer

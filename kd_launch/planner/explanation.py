@@ -114,6 +114,7 @@ def _tie(layout: Layout, chosen: Layout) -> str:
 def _parts(layout: Layout) -> int:
     teacher, student = layout.teacher, layout.student
     split = (teacher.fsdp > 1) + 2 * (teacher.tp > 1) + 3 * (teacher.pp > 1) + (student.fsdp > 1)
+    split += student.head_shards > 1
     return split + (student.activation_recompute == "full") + bool(student.reshard_after_forward)
 
 

@@ -135,7 +135,10 @@ def _largest(spec: Spec, cluster: Cluster) -> list[Allocation]:
 def _least_memory(boundless: Tables, allocation: Allocation, unit: Unit) -> Choice | None:
     colocated = allocation.placement == "colocated"
     teachers = boundless.teachers(allocation.teacher, unit)
-    students = boundless.students(allocation.student, unit)
+    if colocated:
+        students = boundless.students(allocation.student, unit)
+    else:
+        students = [student for student, _ in boundless.students_apart(allocation.student, unit)]
     if not teachers or not students:
         return None
     if colocated:

@@ -46,7 +46,7 @@ class StudentOption(NamedTuple):
 
     @property
     def complexity(self) -> int:
-        return (self.degrees.fsdp > 1) + twice(self.degrees)
+        return (self.degrees.fsdp > 1) + (self.degrees.head_shards > 1) + twice(self.degrees)
 
 
 Family = tuple[bool, bool, bool]

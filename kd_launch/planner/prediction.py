@@ -41,6 +41,7 @@ def _student_axes(degrees: StudentDegrees) -> dict[str, object]:
         "fsdp": degrees.fsdp,
         "reshard_after_forward": degrees.reshard,
         "activation_recompute": "full" if degrees.recompute else "none",
+        "head_shards": degrees.head_shards,
     }
 
 

@@ -170,7 +170,8 @@ class Tables:
     def students_apart(self, share: Share, unit: Unit) -> list[tuple[StudentOption, int]]:
         """Fastest first, on GPUs of its own, with the prefetch for which there is room.
 
-        What computes or gathers twice is slower, so it counts only where the same shards do not fit without.
+        What computes or gathers twice is slower, so it counts only where the same shards do not fit without; nor does a
+        head that is spread over ranks where there is room for all of it.
         """
         key = (share, unit)
         if key not in self._students_apart:
@@ -181,14 +182,24 @@ class Tables:
                 for degrees in ways:
                     if twice(degrees) > least:
                         continue
-                    option = self.student(share, degrees, unit, head=self.head_gib(unit))
-                    depth = None if option is None else self._prefetch(option, share.pool)
-                    if option is not None and depth is not None:
+                    for option, depth in self._with_head(share, degrees, unit):
                         found.append(option)
-                        depths[degrees] = depth
-                        least = min(least, twice(degrees) if depth == self.prefetches[0] else math.inf)
+                        depths[option.degrees] = depth
+                        if option.degrees.head_shards == 1 and depth == self.prefetches[0] and not self.boundless:
+                            least = min(least, twice(degrees))
             self._students_apart[key] = [(option, depths[option.degrees]) for option in unbeaten(found)]
         return self._students_apart[key]
+
+    def _with_head(self, share: Share, degrees: StudentDegrees, unit: Unit) -> Iterator[tuple[StudentOption, int]]:
+        """With the teacher's head whole, and spread over the shards unless that leaves all the room one could wish."""
+        head = self.head_gib(unit)
+        for shards in (1, degrees.fsdp) if head and degrees.fsdp > 1 else (1,):
+            option = self.student(share, degrees._replace(head_shards=shards), unit, head=head / shards)
+            depth = None if option is None else self._prefetch(option, share.pool)
+            if option is not None and depth is not None:
+                yield option, depth
+                if depth == self.prefetches[0] and not self.boundless:
+                    return
 
     def _ways(self, share: Share) -> tuple[StudentDegrees, ...]:
         if self.sites[share.pool].student_device is None:

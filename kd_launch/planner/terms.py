@@ -51,7 +51,11 @@ def case_of(tables: Tables, cluster: Cluster, layout: Layout) -> Case:
         unit=Unit(student.micro_batch_size, layout.payload),
         teacher=TeacherDegrees(teacher.fsdp, teacher.tp, teacher.pp),
         student=StudentDegrees(
-            student.replicas, student.fsdp, student.activation_recompute == "full", student.reshard_after_forward
+            student.replicas,
+            student.fsdp,
+            student.activation_recompute == "full",
+            student.reshard_after_forward,
+            student.head_shards,
         ),
     )
 

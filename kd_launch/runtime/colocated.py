@@ -16,6 +16,7 @@ from kd_launch.runtime.losses import Head
 from kd_launch.runtime.parallel import MicroBatch
 from kd_launch.runtime.payload import Payload, PayloadForm, open_payload, open_stripes
 from kd_launch.runtime.pipeline import Downstream, Upstream
+from kd_launch.runtime.shared_head import SharedHead
 from kd_launch.runtime.teacher import Teacher
 from kd_launch.runtime.transport import Parcel, Receiver, Sender
 from kd_launch.runtime.turns import group_of
@@ -177,8 +178,9 @@ class RemoteTeacher:
     """Receives each payload from teacher ranks."""
 
     def __init__(
-        self, world: World, run: RunPlan, batches: Batches, form: PayloadForm, head: Head | None, begin: int = 0
-    ) -> None:
+        self, world: World, run: RunPlan, batches: Batches, form: PayloadForm, head: Head | SharedHead | None,
+        begin: int = 0,
+    ) -> None:  # fmt: skip
         """`begin`: the steps that are done."""
         assert world.lane is not None
         self._form, self._head = form, head

@@ -109,6 +109,10 @@ class TeacherSignal(Protocol):
 
     vocabulary: int
 
+    def cut(self, tokens: int, device: torch.device) -> list[slice]:
+        """The rows of each chunk, in the order in which `chunk` is asked for them."""
+        ...
+
     def chunk(self, rows: slice, buffer: Buffer) -> WholeLogits | Buckets:
         """What the teacher says of some rows; valid until the next call with the same buffer."""
         ...
@@ -147,7 +151,7 @@ class ChunkedLoss(torch.autograd.Function):
         work = _Work.start(hidden, weight, bias, inputs.signal.vocabulary, any(ctx.needs_input_grad))
         statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=hidden.device)
         head = inputs.student_head(weight, bias)
-        for rows in chunks(len(hidden), inputs.signal.vocabulary, hidden.device):
+        for rows in inputs.signal.cut(len(hidden), hidden.device):
             statistics += _one_chunk(hidden[rows], head, rows, inputs, work)
         ctx.dtype = weight.dtype
         ctx.save_for_backward(work.grad_hidden, work.grad_weight, work.grad_bias)
@@ -222,8 +226,10 @@ def _cut(rows: int, most: int) -> list[slice]:
 def _one_chunk(hidden: Tensor, head: Head, rows: slice, inputs: LossInputs, work: _Work) -> Tensor:
     """The statistics of one chunk; fills its part of the gradients."""
     vocabulary, labels = inputs.signal.vocabulary, inputs.labels[rows]
+    teacher = inputs.signal.chunk(rows, work.teacher)  # of no rows, too: other ranks may wait for this one's part
+    if not len(hidden):
+        return torch.zeros(len(STATISTICS), dtype=torch.float64, device=hidden.device)
     student = head.products(hidden, vocabulary, work.student.rows(len(hidden), vocabulary, hidden.dtype))
-    teacher = inputs.signal.chunk(rows, work.teacher)
     want = work.grad_hidden is not None
     rule = Rule(inputs.objective, head.finish, teacher.finish, want, inputs.measure_cross_entropy)
     total = torch.zeros(len(STATISTICS), dtype=torch.float64, device=hidden.device)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from kd_launch.architecture import from_config
 from kd_launch.errors import KdLaunchError, SpecError, printable
 from kd_launch.runtime.losses import Head
+from kd_launch.runtime.pieces import Range
 from kd_launch.runtime.tokenizer_pair import load_tokenizer
 from kd_launch.runtime.weights import Weights, open_file, weight_files
 from kd_launch.sources import model_sources
@@ -179,8 +180,9 @@ def head_of(model: PreTrainedModel, where: str) -> Head:
     return Head(embeddings.weight, getattr(embeddings, "bias", None), *rules)
 
 
-def load_head(teacher: Teacher, device: torch.device) -> Head:
-    """The teacher's head alone, for a student that receives hidden states: one tensor of the checkpoint is read."""
+def load_head(teacher: Teacher, device: torch.device, rows: Range | None = None) -> Head:
+    """The teacher's head alone, or some of its rows, for a student that receives hidden states: no other weights of the
+    checkpoint are read."""
     config = load_config(teacher, "teacher.model")
     rules = head_rules(config)
     if rules is None:
@@ -195,21 +197,23 @@ def load_head(teacher: Teacher, device: torch.device) -> Head:
         raise SpecError(f"teacher.model: {folder}: its weights have no {missing}; is it complete?")
     dtype = DTYPES[teacher.dtype]
     bias = _find(names, ("lm_head.bias",))
-    return Head(
-        _read(names, weight, dtype, device), None if bias is None else _read(names, bias, dtype, device), *rules
-    )
+    read = [None if name is None else _read(names, name, rows).to(device, dtype) for name in (weight, bias)]
+    assert read[0] is not None
+    return Head(read[0], read[1], *rules)
 
 
 def _find(names: dict[str, Path], endings: tuple[str, ...]) -> str | None:
     return next((name for name in sorted(names) if name.endswith(endings)), None)
 
 
-def _read(names: dict[str, Path], name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _read(names: dict[str, Path], name: str, rows: Range | None) -> Tensor:
+    """A tensor, or some of its rows."""
     try:
-        tensor: Tensor = open_file(names[name]).get_tensor(name)
+        stored = open_file(names[name])
+        tensor: Tensor = stored.get_tensor(name) if rows is None else stored.get_slice(name)[slice(*rows)]
     except SafetensorError as error:
         raise SpecError(f"{names[name]}: {error}, though {INDEX} says so") from error
-    return tensor.to(device=device, dtype=dtype)
+    return tensor
 
 
 def export(config: Any, state: dict[str, Tensor], spec: Spec, target: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from kd_launch.runtime.divergence import Finish
 from kd_launch.runtime.losses import Buckets, Buffer, Head, WholeLogits, chunks
 from kd_launch.runtime.pieces import Range, chunk_range
+from kd_launch.runtime.shared_head import SharedHead, SharedHiddenStates
 
 Kind = Literal["hidden_states", "logits", "top_k"]
 STAMP_BYTES = 64
@@ -124,8 +125,17 @@ class Stamp:
         return cls(attempt, micro_batch, tokens, checksum, _KINDS[kind], waited / 1e6, stripe)
 
 
+class _Alone:
+    """A payload that this rank opens by itself."""
+
+    vocabulary: int
+
+    def cut(self, tokens: int, device: torch.device) -> list[slice]:
+        return chunks(tokens, self.vocabulary, device)
+
+
 @dataclass(frozen=True)
-class HiddenStates:
+class HiddenStates(_Alone):
     """The teacher's last hidden states, [n, h]; exact with the teacher's head at hand."""
 
     values: Tensor
@@ -139,7 +149,7 @@ class HiddenStates:
 
 
 @dataclass(frozen=True)
-class Logits:
+class Logits(_Alone):
     """The teacher's logits, [n, V]."""
 
     values: Tensor
@@ -150,7 +160,7 @@ class Logits:
 
 
 @dataclass(frozen=True)
-class StripedLogits:
+class StripedLogits(_Alone):
     """The teacher's logits by columns, [n, V / stripes] each; put together a chunk at a time."""
 
     stripes: Sequence[Tensor]
@@ -163,7 +173,7 @@ class StripedLogits:
 
 
 @dataclass(frozen=True)
-class TopKLogits:
+class TopKLogits(_Alone):
     """The teacher's k most likely tokens: not exact."""
 
     ids: Tensor
@@ -178,7 +188,7 @@ class TopKLogits:
         return Buckets(self.ids[rows].long(), self.logprobs[rows], self.missing[rows])
 
 
-Payload = HiddenStates | Logits | StripedLogits | TopKLogits
+Payload = HiddenStates | SharedHiddenStates | Logits | StripedLogits | TopKLogits
 
 
 def make_payload(form: PayloadForm, hidden: Tensor, head: Head | None, logits: Tensor | None) -> list[Tensor]:
@@ -251,7 +261,7 @@ def merge_top(stripes: Sequence[TopStripe], k: int) -> list[Tensor]:
     return [ids.gather(-1, top.indices).to(torch.int32), top.values - total.unsqueeze(-1), rest - total]
 
 
-def open_stripes(form: PayloadForm, stripes: Sequence[list[Tensor]], head: Head | None) -> Payload:
+def open_stripes(form: PayloadForm, stripes: Sequence[list[Tensor]], head: Head | SharedHead | None) -> Payload:
     """A payload from the tensors of all its stripes."""
     if form.stripes == 1:
         return open_payload(form, stripes[0], head)
@@ -261,9 +271,11 @@ def open_stripes(form: PayloadForm, stripes: Sequence[list[Tensor]], head: Head 
     return open_payload(form, whole, head)
 
 
-def open_payload(form: PayloadForm, parts: list[Tensor], head: Head | None) -> Payload:
+def open_payload(form: PayloadForm, parts: list[Tensor], head: Head | SharedHead | None) -> Payload:
     """A payload from its tensors; `head` is the teacher's, on the student's device, for hidden states."""
     if form.kind == "hidden_states":
+        if isinstance(head, SharedHead):
+            return SharedHiddenStates(parts[0], head, form.vocabulary)
         assert head is not None
         return HiddenStates(parts[0], head, form.vocabulary)
     if form.kind == "logits":

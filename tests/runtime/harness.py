@@ -85,7 +85,7 @@ def make_store(folder: Path, sequences: int, *, seed: int = 0, empty_rows: tuple
 def make_layout(
     *, teachers: int, replicas: int, fsdp: int = 1, colocated: bool = False, micro_batch: int, accumulation: int,
     payload: str = "hidden_states", prefetch: int = 2, reshard: bool = False, recompute: str = "none",
-    split: dict[str, int] | None = None,
+    split: dict[str, int] | None = None, head_shards: int = 1,
 ) -> Layout:  # fmt: skip
     """A layout on the local pool; its predictions are nothing. `split`: the teacher's fsdp, tp and pp."""
     degrees = {"fsdp": 1, "tp": 1, "pp": 1, **(split or {})}
@@ -99,7 +99,7 @@ def make_layout(
     )
     student = RoleLayout(
         **common, gpus_per_node=gpus, gpus=gpus, replicas=replicas, fsdp=fsdp, reshard_after_forward=reshard,
-        activation_recompute=recompute,
+        activation_recompute=recompute, head_shards=head_shards,
     )  # fmt: skip
     return Layout(
         placement="colocated" if colocated else "disjoint", launch=None, shares_nodes=True, teacher=teacher,

@@ -62,7 +62,9 @@ def test_hidden_states_and_head_give_the_models_own_logits_and_documents_stay_ap
                 alone = model(input_ids=batch.ids[row : row + 1, document], use_cache=False).logits
                 torch.testing.assert_close(found[row : row + 1, document], alone, rtol=1e-4, atol=1e-4)
         read = load_head(spec, torch.device("cpu")).logits(hidden, VOCABULARY).view(2, 20, VOCABULARY)
+        part = load_head(spec, torch.device("cpu"), (11, 40)).logits(hidden, 29).view(2, 20, 29)
     torch.testing.assert_close(read, found, rtol=0, atol=0)
+    torch.testing.assert_close(part, found[..., 11:40], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["hidden_states", "logits", "top_k"])

@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from kd_launch.runtime import __main__ as runtime
-from kd_launch.runtime import parting, student, world
+from kd_launch.runtime import losses, parting, student, world
 from kd_launch.runtime.batches import Batches
 from kd_launch.runtime.optimizer import make_adamw
 from kd_launch.runtime.parallel import DistilledStudent
+from tests.runtime.harness import VOCABULARY
 
 forward = DistilledStudent.forward
 
@@ -126,6 +127,11 @@ def _tell_in(step_of, word):
         return step(self, number)
 
     student.Trainer.step = told
+
+
+def few_rows():
+    """Chunks of the loss of five rows at most, so that a micro-batch has several."""
+    losses.CPU_CHUNK_BYTES = 5 * 4 * VOCABULARY
 
 
 def impatient():
