@@ -39,7 +39,7 @@ def test_a_head_that_fits_stays_whole() -> None:
 
 
 def test_what_misses_even_with_a_spread_head_is_counted_with_one() -> None:
-    with pytest.raises(DoesNotFitError, match="student fsdp 4.*the student misses") as raised:
+    with pytest.raises(DoesNotFitError, match=r"student fsdp 4.*the student misses") as raised:
         planned(4, "A100-SXM-40")
     needed = float(str(raised.value).partition("needs ")[2].split()[0])
     assert 50 < needed < 52, "with all of the head it were 54.9"
