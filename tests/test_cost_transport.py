@@ -1,8 +1,10 @@
 """Payload sizes, and the narrowest place on their way."""
 
 import pytest
-from plan_cases import site
+from plan_cases import LLAMA_8B, LLAMA_70B, setting_of, site
 
+from kd_launch.cost.roles import columns_seconds
+from kd_launch.cost.setting import TeacherDegrees
 from kd_launch.cost.transport import Route, payload_bytes_per_token, transport_seconds
 
 
@@ -60,3 +62,13 @@ def test_foreign_fabrics_are_slow():
 def test_time_is_bytes_over_the_narrow_place_and_latency_per_message():
     assert transport_seconds(route(), 600e9, 0) == pytest.approx(1.0)
     assert transport_seconds(route(), 0, 100) == pytest.approx(100 * 10e-6)
+
+
+def test_logits_over_tensor_parallel_ranks_are_gathered_where_both_roles_share_gpus() -> None:
+    setting, place, split = setting_of(LLAMA_70B, LLAMA_8B), site(), TeacherDegrees(fsdp=1, tp=8, pp=1)
+    size = 2 * 4096 * 128256
+    seconds = columns_seconds(setting, place, split, 8, 4096, "logits")
+    assert size * 7 / 8 / 450e9 < seconds < size / 100e9
+    assert columns_seconds(setting, place, split, 8, 8192, "logits") == pytest.approx(2 * seconds, rel=0.1)
+    assert columns_seconds(setting, place, split, 8, 4096, "hidden_states") == 0
+    assert columns_seconds(setting, place, TeacherDegrees(fsdp=8, tp=1, pp=1), 8, 4096, "logits") == 0

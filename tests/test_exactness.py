@@ -10,7 +10,7 @@ from plan_cases import LLAMA_8B, QWEN_1_7B, QWEN_14B, local, pool, slurm, spec_o
 
 from kd_launch.cost.constants import GIB
 from kd_launch.cost.memory import student_buffer_bytes, student_memory, teacher_buffer_bytes, teacher_memory
-from kd_launch.cost.roles import student_seconds, teacher_seconds
+from kd_launch.cost.roles import columns_seconds, student_seconds, teacher_seconds
 from kd_launch.errors import DoesNotFitError
 from kd_launch.planner.allocations import allocations
 from kd_launch.planner.layouts import student_degrees, teacher_degrees
@@ -65,7 +65,8 @@ def colocated(tables, _cluster, allocation, unit, split, way, trained):
     if used > site.memory_limit_gib:
         return None
     forward = teacher_seconds(setting, site, split, share.block, tokens, unit.payload)
-    return tables.items(unit) // share.gpus * (split.sender_gpus * forward.each + forward.fill) + trained
+    each = forward.each + columns_seconds(setting, site, split, share.block, tokens, unit.payload)
+    return tables.items(unit) // share.gpus * (split.sender_gpus * each + forward.fill) + trained
 
 
 def disjoint(tables, cluster, allocation, unit, split, way, trained):

@@ -62,6 +62,7 @@ class LinkConstants:
     pair_us: float
     cpu_us: float
     cpu_hop_us: float
+    cpu_stop_us: float
     cpu_copies: float
     cpu_fault_gb_per_s: float
     cpu_huge_page_mib: float

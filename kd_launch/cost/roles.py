@@ -19,7 +19,7 @@ from kd_launch.cost.compute import (
     most_loss_rows,
     passes_of,
 )
-from kd_launch.cost.constants import GB, MIB
+from kd_launch.cost.constants import GB, MIB, MICRO
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
 from kd_launch.cost.trained import Recompute, Split
 from kd_launch.cost.training import exposed, pass_seconds, step_seconds
@@ -83,7 +83,8 @@ def _teacher_layer(setting: Setting, site: Site, fsdp: int, tp: int, block: int,
     seconds = engine.teacher_factor * beside_host(device, work.forward, floor)
     if tp > 1:
         size = device.width * tokens * setting.teacher.hidden
-        seconds += 2 * fabric.stop_seconds(size, Group(tp, min(tp, block)))
+        around = MICRO * setting.constants.links.cpu_stop_us if site.pool.is_cpu else 0.0
+        seconds += 2 * (fabric.stop_seconds(size, Group(tp, min(tp, block))) + around)
     if fsdp > 1:
         matrix = setting.teacher.hidden * setting.teacher.intermediate
         gather = _teacher_gather(setting, site, fsdp, tp, block, setting.teacher_sizes.layer, matrix)
@@ -126,6 +127,19 @@ def _teacher_gather(
     huge = MIB * setting.constants.links.cpu_huge_page_mib
     weights = size * min(1.0, huge * tp / max(1, setting.teacher_width * matrix))
     return seconds + fault_seconds(setting, site, weights + min(size, huge))  # and the collective's buffer
+
+
+def columns_seconds(
+    setting: Setting, site: Site, degrees: TeacherDegrees, block: int, tokens: int, payload: Payload
+) -> float:  # fmt: skip
+    """Of a colocated micro-batch whose logits lie over tensor-parallel ranks: they are padded, gathered on the one that
+    trains on them, and put side by side (runtime/colocated.py)."""
+    if payload != "logits" or degrees.tp == 1:
+        return 0.0
+    assert site.teacher_device is not None
+    size = tokens * setting.payload_bytes_per_token(payload)
+    gather = site.fabric.seconds(Collective.ALL_GATHER, size, Group(degrees.tp, min(degrees.tp, block)))
+    return gather + 2 * (1 + 1 / degrees.tp) * size / site.teacher_device.bytes_per_s
 
 
 def student_fault_seconds(setting: Setting, site: Site, degrees: TeacherDegrees, tokens: int) -> float:

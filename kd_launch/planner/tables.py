@@ -10,7 +10,13 @@ from collections.abc import Iterator
 
 from kd_launch.cost.constants import GIB
 from kd_launch.cost.memory import student_buffer_bytes, student_memory, teacher_buffer_bytes, teacher_memory
-from kd_launch.cost.roles import TeacherSeconds, student_fault_seconds, student_seconds, teacher_seconds
+from kd_launch.cost.roles import (
+    TeacherSeconds,
+    columns_seconds,
+    student_fault_seconds,
+    student_seconds,
+    teacher_seconds,
+)
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
 from kd_launch.plan import Payload
 from kd_launch.planner.layouts import Share, Stages, student_degrees, teacher_stages
@@ -107,9 +113,11 @@ class Tables:
         seconds = self._seconds_each(share.pool, share.block, degrees, unit)
         items = self.items(unit)
         if colocated:
-            beside = student_fault_seconds(self.setting, self.sites[share.pool], degrees, self.tokens(unit))
+            site, tokens = self.sites[share.pool], self.tokens(unit)
+            each = seconds.each + columns_seconds(self.setting, site, degrees, share.block, tokens, unit.payload)
+            beside = student_fault_seconds(self.setting, site, degrees, tokens)
             turns = items // share.gpus
-            step = turns * (degrees.sender_gpus * seconds.each + seconds.fill + beside)
+            step = turns * (degrees.sender_gpus * each + seconds.fill + beside)
             return TeacherOption(step, *self.held(degrees, unit), degrees, turns * seconds.fill)
         step = items / (share.gpus // degrees.sender_gpus) * seconds.each
         return TeacherOption(step, *self.held(degrees, unit), degrees)

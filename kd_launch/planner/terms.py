@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from kd_launch.cluster import Cluster
-from kd_launch.cost.roles import StudentSeconds, student_fault_seconds, student_seconds, teacher_seconds
+from kd_launch.cost.roles import (
+    StudentSeconds,
+    columns_seconds,
+    student_fault_seconds,
+    student_seconds,
+    teacher_seconds,
+)
 from kd_launch.cost.setting import StudentDegrees, TeacherDegrees
 from kd_launch.plan import Layout
 from kd_launch.planner.allocations import Allocation, allocation_of
@@ -88,7 +94,8 @@ def teacher_terms(case: Case) -> dict[str, float]:
     items = tables.items(case.unit)
     if case.layout.colocated:
         beside = student_fault_seconds(tables.setting, site, degrees, tokens)
-        total = items // share.gpus * (degrees.sender_gpus * found.each + found.fill + beside)
+        each = found.each + columns_seconds(tables.setting, site, degrees, share.block, tokens, case.unit.payload)
+        total = items // share.gpus * (degrees.sender_gpus * each + found.fill + beside)
     else:
         total = items / (share.gpus // degrees.sender_gpus) * found.each
     compute = items * tables.least_teacher_seconds(share.pool, case.unit) / share.gpus
