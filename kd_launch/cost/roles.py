@@ -22,7 +22,7 @@ from kd_launch.cost.compute import (
 from kd_launch.cost.constants import GB, MIB, MICRO
 from kd_launch.cost.setting import Setting, Site, StudentDegrees, TeacherDegrees
 from kd_launch.cost.trained import Recompute, Split
-from kd_launch.cost.training import exposed, pass_seconds, step_seconds
+from kd_launch.cost.training import exposed, pass_seconds, shard_group, step_seconds
 from kd_launch.plan import Payload
 
 
@@ -207,8 +207,7 @@ def _exchange_seconds(setting: Setting, site: Site, degrees: StudentDegrees, blo
     ranks = degrees.head_shards
     if ranks == 1:
         return 0.0
-    inside = min(ranks, block)
-    group = Group(ranks, inside, peers=max(1, block // inside))
+    group = shard_group(student_split(degrees, block))
     chunks = math.ceil(tokens / most_loss_rows(tokens, setting.vocabulary, site.loss_chunk_mib))
     each = setting.teacher_width * tokens / chunks
     asked = site.fabric.seconds(Collective.ALL_GATHER, ranks * each * setting.teacher.hidden, group)

@@ -247,7 +247,7 @@ def _gather(trained: Trained, split: Split, parameters: float) -> float:
     seconds = trained.copies * size / trained.device.bytes_per_s
     if split.stage == 0 or split.shards == 1:
         return seconds
-    gather = trained.fabric.seconds(Collective.ALL_GATHER, size, _shard_group(split))
+    gather = trained.fabric.seconds(Collective.ALL_GATHER, size, shard_group(split))
     return seconds + trained.engine.gather_factor * gather
 
 
@@ -257,7 +257,7 @@ def _reduce(trained: Trained, split: Split, parameters: float) -> float:
     divided = split.shards if split.stage else 1
     seconds = 0.0
     if divided > 1:
-        seconds = trained.fabric.seconds(Collective.REDUCE_SCATTER, size, _shard_group(split))
+        seconds = trained.fabric.seconds(Collective.REDUCE_SCATTER, size, shard_group(split))
     copies = split.replicas * split.shards // divided
     if copies > 1:
         stride = min(split.tp * divided, split.block)
@@ -267,6 +267,7 @@ def _reduce(trained: Trained, split: Split, parameters: float) -> float:
     return trained.engine.data_parallel_factor * seconds + trained.copies * size / trained.device.bytes_per_s
 
 
-def _shard_group(split: Split) -> Group:
+def shard_group(split: Split) -> Group:
+    """The ranks of one replica that hold a training state together."""
     inside = max(1, min(split.shards, split.block // split.tp))
     return Group(split.shards, inside, peers=max(1, split.block // inside))

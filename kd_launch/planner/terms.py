@@ -4,13 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from kd_launch.cluster import Cluster
-from kd_launch.cost.roles import (
-    StudentSeconds,
-    columns_seconds,
-    student_fault_seconds,
-    student_seconds,
-    teacher_seconds,
-)
+from kd_launch.cost.roles import StudentSeconds, student_seconds
 from kd_launch.cost.setting import StudentDegrees, TeacherDegrees
 from kd_launch.plan import Layout
 from kd_launch.planner.allocations import Allocation, allocation_of
@@ -89,16 +83,8 @@ def _crowding(case: Case, terms: Mapping[str, float]) -> float:
 def teacher_terms(case: Case) -> dict[str, float]:
     """What an undivided teacher would compute, and what its split adds."""
     tables, share, degrees = case.tables, case.allocation.teacher, case.teacher
-    site, tokens = tables.sites[share.pool], tables.tokens(case.unit)
-    found = teacher_seconds(tables.setting, site, degrees, share.block, tokens, case.unit.payload)
-    items = tables.items(case.unit)
-    if case.layout.colocated:
-        beside = student_fault_seconds(tables.setting, site, degrees, tokens)
-        each = found.each + columns_seconds(tables.setting, site, degrees, share.block, tokens, case.unit.payload)
-        total = items // share.gpus * (degrees.sender_gpus * each + found.fill + beside)
-    else:
-        total = items / (share.gpus // degrees.sender_gpus) * found.each
-    compute = items * tables.least_teacher_seconds(share.pool, case.unit) / share.gpus
+    total = tables.teacher(share, degrees, case.unit, colocated=case.layout.colocated).seconds
+    compute = tables.items(case.unit) * tables.least_teacher_seconds(share.pool, case.unit) / share.gpus
     return {TEACHER_COMPUTE: compute, split_term(degrees): total - compute}
 
 

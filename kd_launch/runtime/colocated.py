@@ -61,7 +61,8 @@ class ColocatedTeacher:
     """
 
     def __init__(
-        self, world: World, run: RunPlan, batches: Batches, teacher: Teacher, form: PayloadForm, head: Head | None
+        self, world: World, run: RunPlan, batches: Batches, teacher: Teacher, form: PayloadForm,
+        head: Head | SharedHead | None,
     ) -> None:  # fmt: skip
         assert world.teacher is not None
         self._world, self._run, self._batches, self._teacher = world, run, batches, teacher

@@ -96,9 +96,7 @@ def _mm_out(torchs: Any) -> Kernel:
     def mm_out(keys: Any, left: Tensor, right: Tensor, *, out: Tensor) -> Tensor:
         if not (_pays(left, right) and _is_place(out, left, right)):
             return torchs.call_boxed(keys, left, right, out=out)  # type: ignore[no-any-return]
-        for rows, columns in _blocks(*out.shape):
-            out[rows, columns] = multiply(left[rows], right[:, columns])
-        return out
+        return _write(out, left, right)
 
     return mm_out
 
@@ -118,9 +116,7 @@ def _addmm_out(torchs: Any) -> Kernel:
     ) -> Tensor:  # fmt: skip
         if not (_pays(left, right) and _is_bias(bias, right, beta, alpha) and _is_place(out, left, right)):
             return torchs.call_boxed(keys, bias, left, right, beta=beta, alpha=alpha, out=out)  # type: ignore[no-any-return]
-        for rows, columns in _blocks(*out.shape):
-            out[rows, columns] = multiply(left[rows], right[:, columns], bias[columns])
-        return out
+        return _write(out, left, right, bias)
 
     return addmm_out
 
@@ -154,6 +150,13 @@ def multiply(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     # Of other strides than a dense matrix's or its transpose's oneDNN computes a thousand times as long.
     product: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(left), _dense(right).T, bias, "none", [], "")
     return product
+
+
+def _write(place: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The same, block by block, into its place."""
+    for rows, columns in _blocks(*place.shape):
+        place[rows, columns] = multiply(left[rows], right[:, columns], None if bias is None else bias[columns])
+    return place
 
 
 def _dense(matrix: Tensor) -> Tensor:

@@ -29,12 +29,13 @@ from kd_launch.runtime.optimizer import MakeOptimizer, make_adamw
 from kd_launch.runtime.parallel import load_student
 from kd_launch.runtime.parting import Parting
 from kd_launch.runtime.payload import PayloadForm
+from kd_launch.runtime.pieces import chunk_range
 from kd_launch.runtime.pipeline import teach
 from kd_launch.runtime.preflight import Preflight
 from kd_launch.runtime.products import choose_products
 from kd_launch.runtime.record import Recorder
 from kd_launch.runtime.room import write_patiently
-from kd_launch.runtime.shared_head import SharedHead, own_rows
+from kd_launch.runtime.shared_head import SharedHead
 from kd_launch.runtime.student import Learner, Trainer, finish
 from kd_launch.runtime.teacher import load_frozen_teacher, objective, payload_form
 from kd_launch.runtime.world import World, agree, join, leave
@@ -176,19 +177,19 @@ def _learner(
 
 
 def _payload_source(world: World, run: RunPlan, batches: Batches, form: PayloadForm, begin: int) -> PayloadSource:
+    head = _teacher_head(world, run, form)
     if run.layout.colocated:
-        head = load_head(run.spec.teacher, world.device) if form.kind == "hidden_states" else None
         return ColocatedTeacher(world, run, batches, load_frozen_teacher(world, run, form), form, head)
-    return RemoteTeacher(world, run, batches, form, _teacher_head(world, run, form), begin)
+    return RemoteTeacher(world, run, batches, form, head, begin)
 
 
 def _teacher_head(world: World, run: RunPlan, form: PayloadForm) -> Head | SharedHead | None:
-    """For a student apart from its teacher."""
+    """What turns the payloads of this student into logits; None where they are more than hidden states."""
     teacher, shards = run.spec.teacher, run.layout.student.head_shards
     if form.kind != "hidden_states":
         return None
     if shards == 1:
         return load_head(teacher, world.device)
     group = world.student_mesh.get_group("shard")
-    part = load_head(teacher, world.device, own_rows(form.vocabulary, group.rank(), shards))
+    part = load_head(teacher, world.device, chunk_range(form.vocabulary, group.rank(), shards))
     return SharedHead(part, form.vocabulary, group)

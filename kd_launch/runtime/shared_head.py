@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kd_launch.runtime.losses import Buffer, Head, WholeLogits, chunks
-from kd_launch.runtime.pieces import Range, chunk_range
+from kd_launch.runtime.pieces import chunk_range
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class SharedHead:
     """One rank's part of it."""
 
     part: Head
-    """The rows `own_rows` of the head and of its bias."""
+    """Its rows of the head and of the bias: a `chunk_range` of the vocabulary."""
     vocabulary: int
     group: dist.ProcessGroup
 
@@ -44,7 +44,7 @@ class SharedHead:
         mine[: len(hidden)] = hidden
         dist.all_gather_into_tensor(everybodys, mine, group=self.group)
         computed = self.part.products(everybodys, len(self.part.weight))
-        columns = [own_rows(self.vocabulary, rank, ranks) for rank in range(ranks)]
+        columns = [chunk_range(self.vocabulary, rank, ranks) for rank in range(ranks)]
         sizes = [most * (stop - start) for start, stop in columns]
         received = computed.new_empty(sum(sizes))
         given = [most * computed.shape[1]] * ranks
@@ -53,11 +53,6 @@ class SharedHead:
         for part, (start, stop) in zip(torch.split_with_sizes(received, sizes), columns, strict=True):
             whole[:, start:stop] = part.view(most, stop - start)[: len(hidden)]
         return whole
-
-
-def own_rows(vocabulary: int, rank: int, ranks: int) -> Range:
-    """The rows of the head that a rank of the group holds."""
-    return chunk_range(vocabulary, rank, ranks)
 
 
 @dataclass
